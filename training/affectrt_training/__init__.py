@@ -1,0 +1,1 @@
+"""Data, models, losses, metrics and recipes: what runs on the workstation."""
