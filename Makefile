@@ -1,0 +1,79 @@
+# `make` alone lists what there is. The first target that needs it creates .venv and installs the project there.
+
+PYTHON ?= python3
+VENV ?= .venv
+CLIP ?= demo/clip.mp4
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.affectrt-installed
+STARTER := runs/starter.affect
+# Whatever changes the starter bundle: the weights, and the code that turns them into graphs.
+STARTER_SOURCES := $(shell find training -name '*.safetensors') $(shell find export training/affectrt_training/models -name '*.py')
+NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'AffectRT. Targets (each installs what it needs into $(VENV) first):'
+	@echo
+	@echo '  make demo              how the person in demo/clip.mp4 feels, second by second'
+	@echo '  make demo CLIP=FILE    the same for your own video, audio or text file; FILE'"'"'s sibling .srt or'
+	@echo '                         .vtt, if there is one, is taken as the transcript'
+	@echo '  make test              all tests       (PYTEST_ARGS="-k bundle" to choose)'
+	@echo '  make lint              ruff, mypy --strict, C++ with warnings as errors'
+	@echo '  make bench             the benchmarks behind every figure on speed'
+	@echo '  make clean             removes $(VENV), build/ and runs/starter.affect'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the interpreter of a new $(VENV); PIP_ARGS goes to pip install.'
+
+demo: $(STARTER)
+	@clip='$(CLIP)'; set --; \
+	for ending in srt vtt; do \
+	  transcript="$${clip%.*}.$$ending"; \
+	  if [ -f "$$transcript" ]; then set -- --transcript "$$transcript"; break; fi; \
+	done; \
+	echo "$(BIN)/affectrt analyze $$clip --model $(STARTER) $$*"; \
+	$(BIN)/affectrt analyze "$$clip" --model $(STARTER) "$$@"
+
+test: $(INSTALLED)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/lint/wheel \
+	  --config-settings build-dir=build/lint/cmake --config-settings cmake.define.AFFECTRT_WERROR=ON .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.ghrnn
+
+clean:
+	rm -rf $(VENV) build $(STARTER)
+
+$(STARTER): $(INSTALLED) $(STARTER_SOURCES)
+	@mkdir -p $(@D)
+	$(BIN)/affectrt export starter -o $@
+
+$(INSTALLED): $(BIN)/python $(NATIVE_SOURCES)
+	$(BIN)/pip install $(PIP_ARGS) --editable '.[dev]'
+	@touch $@
+
+# What pip cannot bring is asked for here, by the name of its Debian package; cmake and ninja come through pip.
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo 'AffectRT needs Python 3.10 or newer, and $(PYTHON) is not there: apt-get install python3'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "AffectRT needs Python 3.10 or newer, got $$($(PYTHON) --version); name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo '$(PYTHON) cannot create virtual environments: apt-get install python3-venv'; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || \
+	  { echo 'The C++ extension needs the headers of $(PYTHON): apt-get install python3-dev'; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  { echo 'The C++ extension needs a C++17 compiler: apt-get install g++'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
