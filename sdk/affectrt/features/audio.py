@@ -195,8 +195,8 @@ def voiced(log_mel: FloatArray, config: AudioConfig = DEFAULT_CONFIG) -> BoolArr
 
     A row counts when its energy in the voice band (100 to 1500 Hz) stands 9 dB above the quietest moment of
     the second before it and of the second after it, isn't drowned by its own hiss band, and isn't below the
-    absolute floor. Speech dips between syllables; hum, fans and hiss don't, so they never rise above their own
-    floor, whatever their level, and a fan that is switched on has no dip on one side.
+    absolute floor. Speech dips between syllables; hum, fans and hiss don't, so they never rise above their
+    own floor, whatever their level, and a fan that is switched on has no dip on one side.
     """
     if len(log_mel) == 0:
         return np.zeros(0, np.bool_)
@@ -228,8 +228,8 @@ def level_normalise(
     """Take the recording's level out of ``log_mel`` (T, n_mels) and bring it to O(1): (T, n_mels).
 
     One scalar is subtracted from everything: the mean over the rows of ``speech`` (T,), default
-    :func:`voiced`, or over all rows when there are none. A gain changes nothing but the digital floor, and the
-    spectral tilt stays, which tells effort and arousal. The rest is a fixed scale and a lower limit.
+    :func:`voiced`, or over all rows when there are none. A gain changes nothing but the digital floor, and
+    the spectral tilt stays, which tells effort and arousal. The rest is a fixed scale and a lower limit.
     """
     if len(log_mel) == 0:
         return log_mel
@@ -316,7 +316,8 @@ class AudioFeatures:
         if len(rows) == 0:
             return
         index = np.arange(self._segment_rows, self._segment_rows + len(rows))
-        times = self._segment_start_s + index * self.config.hop_s + self.config.frame_length_s
+        first_end_s = self._segment_start_s + self.config.frame_length_s
+        times: TimeArray = np.asarray(first_end_s + index * self.config.hop_s, np.float64)
         self._segment_rows += len(rows)
         self._blocks.append((rows, times))
         while self._blocks[0][1][-1] < times[-1] - self._keep_s:
