@@ -1,7 +1,7 @@
 """The one command, ``affectrt``. Subcommands are entry points of the group ``affectrt.commands``.
 
-What the user can mend ends as one line on stderr, ``affectrt: [code] message``, and exit status 2. Exit status
-1 is a command's own "no" (doctor found a fault), 70 a bug of ours, 130 an interruption.
+What the user can mend ends as one line on stderr, ``affectrt: [code] message``, and exit status 2. Status 1
+is a command's own "no" (doctor found a fault), 70 a bug of ours, 130 an interruption.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
+from affectrt import __version__
 from affectrt.errors import AffectError
 
 USAGE_ERROR = 2
@@ -43,17 +44,6 @@ class Command:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise AffectError("cli.usage", f"{message}; see '{self.prog} --help'")
-
-
-class _Version(argparse.Action):
-    def __call__(self, *_: object) -> NoReturn:
-        try:
-            print(f"affectrt {version('affectrt')}")
-        except PackageNotFoundError:
-            raise AffectError(
-                "cli.not_installed", "affectrt runs from a source tree that is not installed: no version"
-            ) from None
-        sys.exit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +84,9 @@ def _run(argv: list[str]) -> int:
         description="Reads how a person feels from text, audio and video, on the device.",
         epilog="'affectrt COMMAND --help' shows the options of one command, with examples.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--version", action="version", version=f"affectrt {__version__}", help="show the version and exit"
+    )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     if chosen in entries:
         # The others stay unimported: one broken or slow command never costs the rest anything.
