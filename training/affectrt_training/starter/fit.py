@@ -1,0 +1,104 @@
+"""What every stage of the starter recipe shares: one way to fit, select and keep weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+SCORE = "valid_score"
+"""What stages log to be selected by; higher is better."""
+
+
+class KeepBest(Callback):
+    """Writes the module's ``weights()`` as safetensors whenever the validation score improves.
+
+    Lightning's own checkpoints are pickles; ours never are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best = float("-inf")
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Keep the weights when they are the best so far."""
+        if trainer.sanity_checking:
+            return
+        score = float(trainer.callback_metrics[SCORE])
+        if score > self.best:
+            self.best = score
+            save_tensors(pl_module.weights(), self.path)
+        shown = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.startswith("valid")}
+        print(f"epoch {trainer.current_epoch}: {shown}{' *' if score == self.best else ''}", flush=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Safetensors, written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def fit(
+    stage: lightning.LightningModule,
+    train: DataLoader[Any],
+    valid: DataLoader[Any] | list[DataLoader[Any]],
+    *,
+    epochs: int,
+    folder: Path,
+    precision: str = "32-true",
+    gradient_clip: float = 1.0,
+) -> Path:
+    """Fit a stage and return the path of its best weights (by :data:`SCORE` on validation data)."""
+    best = folder / "best.safetensors"
+    for noisy in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Sets this small load faster in the main process than in workers, on two cores.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accelerator="auto",
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            gradient_clip_val=gradient_clip,
+            logger=CSVLogger(folder, name="", version=""),
+            callbacks=[KeepBest(best), TQDMProgressBar(refresh_rate=20)],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=20,
+        )
+        trainer.fit(stage, train, valid)
+    return best
+
+
+def warmup_cosine(
+    groups: list[dict[str, Any]], total_steps: int, *, weight_decay: float, warmup: float = 0.1
+) -> dict[str, Any]:
+    """AdamW with a linear warm-up and a cosine decay per step, as Lightning wants it."""
+    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in groups],
+        total_steps=total_steps,
+        pct_start=warmup,
+        cycle_momentum=False,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that gradients should reach."""
+    return [p for p in module.parameters() if p.requires_grad]
