@@ -55,8 +55,8 @@ def timeline_png(rows: Sequence[Affect], *, title: str, every_s: float) -> bytes
 def _points(rows: Sequence[Affect], every_s: float) -> list[tuple[float, Affect]]:
     """Times to draw rows at.
 
-    A row speaks of the time up to it, so each run of rows that rest on something starts one step early: a single
-    row between two silent ones stays visible.
+    A row speaks of the time up to it, so each run of rows that rest on something starts one step early: a
+    single row between two silent ones stays visible.
     """
     points = []
     for k, row in enumerate(rows):

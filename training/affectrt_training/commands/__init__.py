@@ -1,0 +1,1 @@
+"""Subcommands of ``affectrt`` that belong to the workstation."""
