@@ -220,7 +220,7 @@ def test_import_affectrt_kernels_loads_neither_torch_nor_triton() -> None:
 
 def test_import_affectrt_takes_under_150_ms() -> None:
     code = "from time import perf_counter as now; t = now(); import affectrt; print(now() - t)"
-    # numpy is counted in. Best of five: other work on the machine only ever adds.
+    # Best of five: other work on the machine only ever adds.
     best_s = min(float(_run_fresh(code)) for _ in range(5))
     assert best_s < 0.15
 
@@ -292,32 +292,3 @@ def test_tracked_files_name_no_machine_paths() -> None:
         if b"\0" not in data and (match := MACHINE_PATH.search(data.decode("utf-8", "replace"))):
             found.append(f"{name}: {match.group()}…")
     assert found == []
-
-
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_between_documents_lead_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", path.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (path.parent / target).exists()] == []
-
-
-def test_documents_name_only_targets_the_makefile_has() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = {
-        target
-        for path in DOCUMENTS
-        for target in re.findall(
-            r"(?:`|^\$? ?)make ([a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE
-        )
-    }
-    assert {"demo", "test"} <= named
-    assert named <= targets
-
-
-def test_the_changelog_knows_this_version() -> None:
-    version = metadata.version("affectrt")
-    assert re.search(
-        rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
-    )
