@@ -1,0 +1,116 @@
+"""Runs ONNX graphs with ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affectrt.backends import Array, FloatArray
+from affectrt.errors import AffectError, require
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_DTYPES: Mapping[str, npt.DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxGraph:
+    """One ONNX graph, ready to run; immutable and safe to share between threads.
+
+    Every call is checked against the graph's own signature (names, dtypes, ranks, fixed sizes), so that a
+    wrong array is ``graph.signature`` with the name of the input and not a message from inside the runtime.
+    """
+
+    def __init__(self, model: bytes, *, threads: int | None = None, name: str = "graph") -> None:
+        """Load serialised ONNX; ``threads`` within one operator, None for one per core.
+
+        Raises ``graph.invalid`` when the runtime refuses the graph, ``extra.missing`` without a runtime.
+        """
+        ort = require("onnxruntime", "cpu")
+        if threads is not None and threads < 1:
+            raise AffectError("graph.threads", f"threads: expected at least 1 or None, got {threads}")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Between ticks the device has other work; threads that spin would eat it.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime raises its own classes, which share no other base
+            reason = str(error).strip().splitlines()
+            raise AffectError(
+                "graph.invalid",
+                f"{name}: ONNX Runtime {ort.__version__} could not load this graph "
+                f"({reason[0] if reason else type(error).__name__}); export the model again",
+            ) from error
+        self._name = name
+        self._inputs: dict[str, Any] = {node.name: node for node in self._session.get_inputs()}
+        self._outputs = tuple(node.name for node in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in the graph's order."""
+        return tuple(self._inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, in the graph's order."""
+        return self._outputs
+
+    def expect(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Raise ``graph.signature`` unless the graph has these inputs and, in order, these outputs."""
+        if set(inputs) != set(self._inputs) or tuple(outputs) != self._outputs:
+            raise AffectError(
+                "graph.signature",
+                f"{self._name}: expected inputs {_names(inputs)} and outputs {_names(outputs)}, got inputs "
+                f"{_names(self._inputs)} and outputs {_names(self._outputs)}; export the model again",
+            )
+
+    def __call__(self, **inputs: Array) -> tuple[FloatArray, ...]:
+        """Run once. Raises ``graph.signature`` when an array doesn't fit, ``graph.failed``."""
+        if inputs.keys() != self._inputs.keys():
+            raise AffectError(
+                "graph.signature",
+                f"{self._name}: expected inputs {_names(self._inputs)}, got {_names(inputs)}",
+            )
+        for name, array in inputs.items():
+            self._check(name, array)
+        try:
+            return tuple(self._session.run(None, inputs))
+        except Exception as error:  # as above
+            reason = str(error).strip().splitlines()
+            raise AffectError(
+                "graph.failed",
+                f"{self._name}: ONNX Runtime failed on shapes "
+                f"{ {name: array.shape for name, array in inputs.items()} } "
+                f"({reason[0] if reason else type(error).__name__})",
+            ) from error
+
+    def _check(self, name: str, array: Array) -> None:
+        node = self._inputs[name]
+        shape: list[int | str | None] = node.shape
+        dtype = _DTYPES.get(node.type)
+        fits = len(shape) == array.ndim and all(
+            not isinstance(expected, int) or expected == got
+            for expected, got in zip(shape, array.shape, strict=False)
+        )
+        if not fits or (dtype is not None and array.dtype != dtype):
+            raise AffectError(
+                "graph.signature",
+                f"{self._name}: input '{name}': expected {node.type} of shape {shape}, "
+                f"got {array.dtype} of shape {list(array.shape)}",
+            )
+
+
+def _names(names: Sequence[str] | Mapping[str, object]) -> str:
+    return ", ".join(names) or "none"

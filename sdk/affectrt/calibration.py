@@ -1,0 +1,80 @@
+"""Turns raw scores into honest ones: temperature for emotions, a conformal interval for sentiment.
+
+How far a model may be trusted depends on what it could sense, so every constant is per *presence key*: the
+present modalities in canonical order joined by ``+`` (``"text+audio"``), or ``"none"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from affectrt.affect import MODALITIES, SENTIMENT_LIMIT, Modality
+from affectrt.errors import AffectError
+
+
+def presence_key(present: Collection[Modality]) -> str:
+    """``{"audio", "text"}`` → ``"text+audio"``; nothing → ``"none"``."""
+    return "+".join(m for m in MODALITIES if m in present) or "none"
+
+
+PRESENCE_KEYS: tuple[str, ...] = tuple(
+    presence_key(subset) for size in (3, 2, 1, 0) for subset in combinations(MODALITIES, size)
+)
+"""All eight presence keys, the fullest first."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants fitted on validation data when the bundle was made.
+
+    Raises ``calibration.invalid`` when a key is missing or unknown or a constant is out of its range.
+    """
+
+    coverage: float
+    """Share of true sentiments that the interval is meant to hold, in (0, 1)."""
+    temperature: Mapping[str, float]
+    """Presence key → divisor of the emotion logits (Guo et al. 2017), > 0; above 1 softens."""
+    interval_half_width: Mapping[str, float]
+    """Presence key → split-conformal quantile of the absolute sentiment error, ≥ 0."""
+
+    def __post_init__(self) -> None:
+        for name, table in (
+            ("temperature", self.temperature),
+            ("interval_half_width", self.interval_half_width),
+        ):
+            if set(table) != set(PRESENCE_KEYS):
+                raise AffectError(
+                    "calibration.invalid",
+                    f"calibration {name}: expected the keys {', '.join(PRESENCE_KEYS)}, got "
+                    f"{', '.join(table) or 'none'}; export the model again",
+                )
+        in_range = (
+            0.0 < self.coverage < 1.0
+            and all(0.0 < t < float("inf") for t in self.temperature.values())
+            and all(0.0 <= w < float("inf") for w in self.interval_half_width.values())
+        )
+        if not in_range:
+            raise AffectError(
+                "calibration.invalid",
+                "calibration: expected coverage in (0, 1), temperatures > 0 and half widths >= 0, got "
+                f"coverage {self.coverage}, temperatures {dict(self.temperature)}, half widths "
+                f"{dict(self.interval_half_width)}; export the model again",
+            )
+
+    def probabilities(
+        self, logits: npt.NDArray[np.floating], present: Collection[Modality]
+    ) -> npt.NDArray[np.float64]:
+        """Softmax of ``logits`` (..., 7) at the temperature for ``present``, in float64."""
+        scaled = np.asarray(logits, np.float64) / self.temperature[presence_key(present)]
+        scaled = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+        return np.asarray(scaled / scaled.sum(axis=-1, keepdims=True))
+
+    def interval(self, sentiment: float, present: Collection[Modality]) -> tuple[float, float]:
+        """The prediction interval around ``sentiment``, clipped to the scale."""
+        half = self.interval_half_width[presence_key(present)]
+        return max(sentiment - half, -SENTIMENT_LIMIT), min(sentiment + half, SENTIMENT_LIMIT)

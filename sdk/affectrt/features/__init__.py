@@ -1,0 +1,1 @@
+"""Feature extraction: one implementation serves training and the device."""

@@ -1,0 +1,206 @@
+"""A loaded model: features in, :class:`~affectrt.affect.Affect` out. Immutable; share it between threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import ceil, inf
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from affectrt.affect import EMOTIONS, MODALITIES, SENTIMENT_LIMIT, Affect, Modality
+from affectrt.backends import Array, Graph
+from affectrt.backends.onnx_runtime import OnnxGraph
+from affectrt.bundle import Bundle
+from affectrt.errors import AffectError
+from affectrt.features.sequence import FeatureSequence
+from affectrt.features.text import TextFeatures, Tokenizer, Word
+from affectrt.manifest import Manifest
+from affectrt.timeline import Encoders, Sequences, check_dim
+
+if TYPE_CHECKING:
+    from affectrt.profiling import StageTimer
+    from affectrt.stream import Stream
+
+PathLike = str | os.PathLike[str]
+Sound = tuple[npt.ArrayLike, int]
+"""Samples and their rate in Hz."""
+
+DEFAULT_HOP_S = 1.0
+"""Distance of live results: people read a changing mood, not a flickering one."""
+
+
+def load(path: PathLike, *, threads: int | None = None) -> Model:
+    """Open and verify a bundle and make its model ready to run.
+
+    ``threads`` per graph run, None for one per core. Raises as :meth:`Bundle.open`, ``graph.invalid`` and
+    ``graph.signature`` when a graph isn't what the manifest promises, ``extra.missing`` without a runtime.
+    """
+    return Model(Bundle.open(path), threads=threads)
+
+
+class Model:
+    """A model and its encoders. Holds no state of any person, so one object serves any number of streams."""
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        """Use :func:`load`."""
+        manifest = bundle.manifest
+        self._bundle = bundle
+
+        def graph(member: str, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
+            loaded = OnnxGraph(bundle.read(member), threads=threads, name=f"{manifest.name}/{member}")
+            loaded.expect(inputs, outputs)
+            return loaded
+
+        text = TextFeatures(
+            Tokenizer.from_json(bundle.read(manifest.text.tokenizer), manifest.text.max_tokens),
+            graph(manifest.text.graph, ["input_ids", "attention_mask"], ["states"]),
+            manifest.text.dim,
+        )
+        self._encoders = Encoders(
+            manifest,
+            text,
+            graph(manifest.audio.graph, ["log_mel"], ["states"]),
+            graph(manifest.vision.graph, ["faces"], ["states"]),
+        )
+        self._fusion = graph(
+            manifest.fusion.graph,
+            [name for m in MODALITIES for name in (m, f"{m}_lengths")],
+            ["sentiment", "emotion_logits"],
+        )
+
+    def __repr__(self) -> str:
+        return f"<affectrt.Model {self.manifest.name}: {self.manifest.family}>"
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself: extractors, calibration, metrics, licence, model card."""
+        return self._bundle.manifest
+
+    @property
+    def bundle(self) -> Bundle:
+        """The verified bundle that the model came from."""
+        return self._bundle
+
+    @property
+    def encoders(self) -> Encoders:
+        """The feature encoders, for those who build their own pipeline."""
+        return self._encoders
+
+    def stream(
+        self,
+        window_s: float | None = None,
+        hop_s: float = DEFAULT_HOP_S,
+        *,
+        timer: StageTimer | None = None,
+    ) -> Stream:
+        """A live stream of one person: a result every ``hop_s`` from the last ``window_s`` seconds.
+
+        ``window_s`` defaults to what the model was trained for; ``timer`` collects where the time goes.
+        Raises ``stream.config`` when a length is not a number above 0.
+        """
+        from affectrt.stream import Stream
+
+        return Stream(self, self.manifest.window_s if window_s is None else window_s, hop_s, timer=timer)
+
+    def predict(
+        self,
+        *,
+        video: PathLike | None = None,
+        audio: PathLike | Sound | None = None,
+        image: PathLike | npt.NDArray[np.uint8] | None = None,
+        text: str | Sequence[Word] | None = None,
+        features: Mapping[Modality, FeatureSequence] | None = None,
+    ) -> Affect:
+        """One result for a whole clip, from whatever of it there is.
+
+        ``video`` gives sound and faces unless ``audio`` replaces its sound; ``image`` is a still instead of a
+        video, BGR or grey; ``text`` without times spreads over the clip. ``features`` go straight to fusion.
+        Up to 20 s are one window, more are the mean over windows of equal length. Silence, no face and
+        no words are absent modalities, not errors.
+
+        Raises ``predict.no_input`` when nothing is given, ``predict.conflict`` when two inputs claim one
+        modality, and whatever reading the media raises.
+        """
+        from affectrt.clip import read_clip
+
+        captured_at = perf_counter()
+        clip = read_clip(self._encoders, video=video, audio=audio, image=image, text=text, features=features)
+        count = max(1, ceil(clip.duration_s / clip.longest_window_s))
+        edges = [clip.duration_s * k / count for k in range(count + 1)]
+        edges[0] = -inf  # what is stamped 0.0 belongs to the first window
+        windows = [self.fuse(clip.window(start, end), end, captured_at) for start, end in pairwise(edges)]
+        return _mean(windows)
+
+    def fuse(self, sequences: Sequences, time_s: float, captured_at: float) -> Affect:
+        """Features of one window → the result at ``time_s``.
+
+        Modalities that are left out or have no rows are absent. ``captured_at`` is when the newest input
+        arrived, as :func:`time.perf_counter` tells it. Raises ``features.dim`` for rows of another width and
+        ``model.not_finite`` when the graph yields NaN.
+
+        One call computes all: row 0 with everything present, row k without the k-th present modality.
+        """
+        present = [m for m in MODALITIES if m in sequences and len(sequences[m])]
+        inputs: dict[str, Array] = {}
+        for modality in MODALITIES:
+            dim = self._encoders.dim(modality)
+            values = np.zeros((1, dim), np.float32)
+            lengths = np.zeros(1 + len(present), np.int64)
+            if modality in present:
+                check_dim(sequences[modality], dim)
+                values = sequences[modality].values
+                lengths[:] = len(values)
+                lengths[1 + present.index(modality)] = 0
+            inputs[modality] = np.repeat(values[None], len(lengths), axis=0)
+            inputs[f"{modality}_lengths"] = lengths
+        sentiments, logits = self._fusion(**inputs)
+        if not (np.isfinite(sentiments).all() and np.isfinite(logits).all()):
+            raise AffectError(
+                "model.not_finite",
+                f"model {self.manifest.name}: the fusion graph yields NaN or infinity at {time_s:.3f} s; check the "
+                f"features that were pushed, or export the model again",
+            )
+        limited = np.clip(sentiments.astype(np.float64), -SENTIMENT_LIMIT, SENTIMENT_LIMIT)
+        sentiment, *without = limited.tolist()
+        calibration = self.manifest.calibration
+        probabilities = calibration.probabilities(logits[0], present).tolist()
+        return Affect(
+            time_s=float(time_s),
+            sentiment=sentiment,
+            interval=calibration.interval(sentiment, present),
+            emotions=dict(zip(EMOTIONS, probabilities, strict=True)),
+            contributions={m: sentiment - left for m, left in zip(present, without, strict=True)},
+            present=frozenset(present),
+            latency_ms=(perf_counter() - captured_at) * 1e3,
+        )
+
+
+def _mean(windows: Sequence[Affect]) -> Affect:
+    """One result for consecutive windows. Those in which nothing was sensed have no say, unless all are so."""
+    last = windows[-1]
+    if len(windows) == 1:
+        return last
+    told = [affect for affect in windows if affect.present] or list(windows)
+    share = 1.0 / len(told)
+    present = frozenset[Modality]().union(*(affect.present for affect in told))
+    return Affect(
+        time_s=last.time_s,
+        sentiment=share * sum(affect.sentiment for affect in told),
+        interval=(
+            share * sum(affect.interval[0] for affect in told),
+            share * sum(affect.interval[1] for affect in told),
+        ),
+        emotions={name: share * sum(affect.emotions[name] for affect in told) for name in EMOTIONS},
+        contributions={
+            m: share * sum(affect.contributions.get(m, 0.0) for affect in told)
+            for m in MODALITIES
+            if m in present
+        },
+        present=present,
+        latency_ms=last.latency_ms,
+    )
