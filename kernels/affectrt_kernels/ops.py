@@ -101,66 +101,86 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, w_x, w_h, bias and h0 (the last also when ``h0`` is None).
 
-    The states are in ``y``, so the gates of all steps come from two large products instead of a second pass.
-    Where a row is over, x, dy and z count as 0: then every term below vanishes there and dh passes through.
+    Works on packed rows: only valid steps, those of the first step walked first, and within a step the
+    rows still running, longest first. So a step is one slice, and padding is neither read nor multiplied.
+    The states are in ``y``; the gates of all steps follow from them in two products, without a second pass.
     """
     dtype = x.dtype
-    x, w_x, w_h, bias, h0, y, dy, dh = _widened(x, w_x, w_h, bias, h0, y, dy, dh_n)
+    x, w_x, w_h, bias, h0, y, dy, dh_n = _widened(x, w_x, w_h, bias, h0, y, dy, dh_n)
     streams, batch, steps, inputs = x.shape
     hidden = w_h.shape[2]
     cut = gates * hidden
-    over = None
-    if lengths is not None:
-        over = (torch.arange(steps, device=x.device) >= lengths[:, None])[..., None]  # (B, T, 1)
-        x, dy = x.masked_fill(over, 0.0), dy.masked_fill(over, 0.0)
-
-    # Pre-activations, then gates, of all steps: rows are (B, T) flattened.
-    flat_x = x.reshape(streams, batch * steps, inputs)
-    before = _states_before(y, lengths, h0, reverse)
-    flat_before = before.reshape(streams, batch * steps, hidden)
-    sums = torch.baddbmm(bias[:, None], flat_x, w_x.mT)
-    gate = torch.baddbmm(sums[..., :cut], flat_before, w_h[:, :cut].mT).sigmoid_()
-    z, r = gate[..., :hidden], gate[..., cut - hidden :]
-    reset_before = r * flat_before
-    g = torch.baddbmm(sums[..., cut:], reset_before, w_h[:, cut:].mT).tanh_()
-    if over is not None:
-        z = z.view(streams, batch, steps, hidden).masked_fill(over, 0.0).view_as(g)
-
-    # With dh the gradient of h_t and dq that of r ∘ h_{t-1}: what each is multiplied by, for all steps at once.
-    def by_step(rows: Tensor) -> Tensor:
-        return rows.view(streams, batch, steps, hidden).permute(2, 0, 1, 3).contiguous()
-
-    z_slope = z * (1 - z)
-    to_candidate = by_step(z * (1 - g * g))
-    to_z = by_step((g - flat_before) * z_slope)
-    to_reset = by_step(flat_before * (z_slope if gates == 1 else r * (1 - r)))
-    keep = by_step(1 - z)
-    reset_gate = by_step(r)
     w_gates, w_candidate = w_h[:, :cut], w_h[:, cut:]
 
-    dsums = x.new_empty(streams, batch, steps, cut + hidden)
-    for t in range(steps) if reverse else reversed(range(steps)):
-        dh = dh + dy[:, :, t]
-        dcandidate = dh * to_candidate[t]
-        dq = torch.bmm(dcandidate, w_candidate)
-        dgate = dh * to_z[t]
-        if gates == 1:
-            dgate = dgate.addcmul_(dq, to_reset[t])
-        else:
-            dgate = torch.cat((dgate, dq * to_reset[t]), dim=-1)
-        dh = torch.baddbmm((dh * keep[t]).addcmul_(dq, reset_gate[t]), dgate, w_gates)
-        dsums[:, :, t, :cut] = dgate
-        dsums[:, :, t, cut:] = dcandidate
+    order, index, counts = _packed_rows(lengths, batch, steps, reverse, x.device)
+    first = counts[0] if counts else 0
+    packed_x = _by_row(x).index_select(1, index)
+    before = x.new_empty(streams, len(index), hidden)  # h_{t-1}
+    before[:, :first] = 0.0 if h0 is None else h0[:, order[:first]]
+    before[:, first:] = _by_row(y).index_select(1, index[first:] + (1 if reverse else -1))
 
-    flat = dsums.view(streams, batch * steps, cut + hidden)
-    dx = torch.bmm(flat, w_x).view_as(x)
-    dw_x = torch.bmm(flat.mT, flat_x)
+    sums = torch.baddbmm(bias[:, None], packed_x, w_x.mT)
+    sums[..., :cut].baddbmm_(before, w_gates.mT).sigmoid_()
+    reset_before = sums[..., cut - hidden : cut] * before
+    sums[..., cut:].baddbmm_(reset_before, w_candidate.mT).tanh_()
+
+    # From the last step walked to the first, the activations in `sums` give way to the gradients of the sums.
+    packed_dy = _by_row(dy).index_select(1, index)
+    dh = dh_n[:, order]
+    stop = len(index)
+    for count in reversed(counts):
+        start = stop - count
+        here = sums[:, start:stop]
+        z, r, g = here[..., :hidden], here[..., cut - hidden : cut], here[..., cut:]
+        h = before[:, start:stop]
+        dh_now = dh[:, :count] + packed_dy[:, start:stop]
+        dg = dh_now * z
+        dcandidate = dg.addcmul(dg * g, g, value=-1)
+        dreset = torch.bmm(dcandidate, w_candidate)  # of r ∘ h
+        dz = dh_now * (g - h)
+        dh_before = (dh_now - dg).addcmul_(dreset, r)
+        if gates == 1:
+            dz.addcmul_(dreset, h)
+        else:
+            here[..., hidden:cut] = dreset * h * r * (1 - r)
+        here[..., :hidden] = dz * z * (1 - z)
+        here[..., cut:] = dcandidate
+        dh[:, :count] = dh_before.baddbmm_(here[..., :cut], w_gates)
+        stop = start
+
+    dx = x.new_zeros(streams, batch * steps, inputs)
+    dx.index_copy_(1, index, torch.bmm(sums, w_x))
+    dw_x = torch.bmm(sums.mT, packed_x)
     dw_h = torch.cat(
-        (torch.bmm(flat[..., :cut].mT, flat_before), torch.bmm(flat[..., cut:].mT, reset_before)), dim=1
+        (torch.bmm(sums[..., :cut].mT, before), torch.bmm(sums[..., cut:].mT, reset_before)), dim=1
     )
-    gradients = (dx, dw_x, dw_h, flat.sum(1), dh.clone())
-    dx, dw_x, dw_h, dbias, dh0 = (gradient.to(dtype) for gradient in gradients)
+    dh0 = torch.empty_like(dh)
+    dh0[:, order] = dh
+    dx, dw_x, dw_h, dbias, dh0 = (part.to(dtype) for part in (dx.view_as(x), dw_x, dw_h, sums.sum(1), dh0))
     return dx, dw_x, dw_h, dbias, dh0
+
+
+def _packed_rows(
+    lengths: Tensor | None, batch: int, steps: int, reverse: bool, device: torch.device
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Where the valid steps lie, in the order walked.
+
+    Returns the rows longest first (B,), the place of every valid step in the flattened (B, T), and how many
+    rows run at each step.
+    """
+    if lengths is None:
+        lengths = torch.full((batch,), steps, device=device)
+    lengths, order = lengths.sort(descending=True, stable=True)
+    runs = torch.arange(steps, device=device)[:, None] < lengths  # (T, B)
+    step, place = runs.nonzero(as_tuple=True)
+    t = lengths[place] - 1 - step if reverse else step
+    counts = [count for count in runs.sum(1).tolist() if count]
+    return order, order[place] * steps + t, counts
+
+
+def _by_row(tensor: Tensor) -> Tensor:
+    """(S, B, T, N) with its rows and steps flattened into one."""
+    return tensor.reshape(tensor.shape[0], tensor.shape[1] * tensor.shape[2], tensor.shape[3])
 
 
 @_backward.register_fake
@@ -180,26 +200,6 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, dw_x, dw_h, dbias, dh0 = (x.new_empty(like.shape) for like in (x, w_x, w_h, bias, dh_n))
     return dx, dw_x, dw_h, dbias, dh0
-
-
-def _states_before(y: Tensor, lengths: Tensor | None, h0: Tensor | None, reverse: bool) -> Tensor:
-    """h_{t-1} of every step in the direction walked, (S, B, T, H), from the states after every step."""
-    streams, batch, steps, hidden = y.shape
-    before = torch.empty_like(y)
-    if steps == 0:
-        return before
-    first = y.new_zeros(streams, batch, hidden) if h0 is None else h0
-    if not reverse:
-        before[:, :, 0] = first
-        before[:, :, 1:] = y[:, :, :-1]
-        return before
-    before[:, :, -1] = first
-    before[:, :, :-1] = y[:, :, 1:]
-    if lengths is not None:
-        rows = torch.arange(batch, device=y.device)
-        # A row of length 0 has no first step; its last step is masked later, so it may hold anything finite.
-        before[:, rows, lengths - 1] = first
-    return before
 
 
 def _setup_context(
