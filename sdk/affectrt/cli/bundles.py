@@ -1,0 +1,47 @@
+"""Which bundle a command uses when none is named."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from affectrt.errors import AffectError
+
+BUNDLE_VARIABLE = "AFFECTRT_BUNDLE"
+"""Environment variable that names the default bundle."""
+
+
+def add_bundle_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command ``--bundle``."""
+    parser.add_argument(
+        "--bundle",
+        metavar="FILE.affect",
+        type=Path,
+        help=f"the model (default: ${BUNDLE_VARIABLE}, else starter.affect here, in runs/, or in the user's "
+        f"data folder)",
+    )
+
+
+def bundle_candidates() -> list[Path]:
+    """Where a default bundle may lie, most wanted first."""
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return [Path("starter.affect"), Path("runs/starter.affect"), data / "affectrt" / "starter.affect"]
+
+
+def find_bundle(named: Path | None) -> Path:
+    """The bundle to use. Raises ``bundle.none`` when none is named and none lies where one could."""
+    if named is not None:
+        return named
+    from_environment = os.environ.get(BUNDLE_VARIABLE)
+    if from_environment:
+        return Path(from_environment)
+    candidates = bundle_candidates()
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise AffectError(
+        "bundle.none",
+        f"no model: --bundle isn't given, ${BUNDLE_VARIABLE} isn't set, and none of "
+        f"{', '.join(map(str, candidates))} exists; make one with: affectrt export starter -o starter.affect",
+    )

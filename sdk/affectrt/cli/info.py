@@ -1,0 +1,86 @@
+"""``affectrt info``: what a bundle says about itself, after every hash was checked."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affectrt.cli import Command
+
+if TYPE_CHECKING:
+    from affectrt.bundle import Bundle
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the model, a .affect file")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
+    form.add_argument("--card", action="store_true", help="print the model card (Markdown)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from affectrt.bundle import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    if args.json:
+        print(bundle.manifest.to_json())
+    elif args.card:
+        print(bundle.manifest.model_card.rstrip())
+    else:
+        print(glance(bundle, args.bundle), end="")
+    return 0
+
+
+def glance(bundle: Bundle, path: Path) -> str:
+    """The manifest in at most 80 columns (names and licence may be longer)."""
+    m = bundle.manifest
+    total = sum(member.bytes for member in m.members.values())
+    lines = [
+        f"{path}: {m.name}, {m.family}, {_megabytes(total)}; schema {m.schema}, every hash is right",
+        f"sha256   {bundle.sha256}",
+        f"licence  {m.licence}",
+        "",
+        f"text     {m.text.dim} features a token, at most {m.text.max_tokens} tokens",
+        f"audio    {m.audio.dim} features every {m.audio.hop_s * m.audio.rows_per_state * 1e3:.0f} ms from "
+        f"{m.audio.n_mels} mel bins at {m.audio.sample_rate_hz} Hz",
+        f"vision   {m.vision.dim} features a face of {m.vision.crop_px}×{m.vision.crop_px} px, "
+        f"{m.vision.rate_hz:g} a second",
+        f"fusion   over windows of {m.window_s:g} s; intervals cover {m.calibration.coverage:.0%}",
+        "",
+        f"{'member':<24}{'size':>10}  precision",
+    ]
+    precision = {
+        m.text.graph: m.precision.get("text"),
+        m.audio.graph: m.precision.get("audio"),
+        m.vision.graph: m.precision.get("vision"),
+        m.fusion.graph: m.precision.get("fusion"),
+    }
+    for name, member in sorted(m.members.items()):
+        lines.append(f"{name:<24}{_megabytes(member.bytes):>10}  {precision.get(name) or ''}".rstrip())
+    lines.append(f"ONNX opset {m.opset}, IR {m.ir_version}")
+    if m.metrics:
+        lines += ["", f"{'measured':<16}{'value':>8}  {'from':<20}  on"]
+        lines += [
+            f"{metric.name:<16}{metric.value:>8.4f}  {metric.modalities:<20}  {metric.dataset}"
+            for metric in m.metrics
+        ]
+    lines += ["", "The model card (data, intended use, limits): affectrt info --card"]
+    return "\n".join(lines) + "\n"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+COMMAND = Command(
+    summary="Show what a bundle holds, what it was measured to do and its model card.",
+    add_arguments=_add_arguments,
+    run=_run,
+    examples="""\
+examples:
+  affectrt info starter.affect
+  affectrt info starter.affect --card | less
+  affectrt info starter.affect --json | jq .calibration
+""",
+)
