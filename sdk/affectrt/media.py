@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -152,8 +151,8 @@ class Media:
     def __iter__(self) -> Iterator[VideoFrame | AudioChunk]:
         """Frames and chunks by time.
 
-        Raises ``audio.not_finite`` at the first sample that is NaN or infinite, and ``media.undecodable`` when
-        the file turns out to hold nothing that can be decoded.
+        Raises ``audio.not_finite`` at the first sample that is NaN or infinite, and ``media.undecodable``
+        when the file turns out to hold nothing that can be decoded.
         """
         streams: list[Iterator[VideoFrame | AudioChunk]] = []
         if self.has_audio:
@@ -305,8 +304,6 @@ def _check_file(path: Path) -> None:
 
 def _open_container(path: Path) -> Any:
     av = require("av", "media")
-    # FFmpeg's own complaints would go to the terminal; what matters of them comes back as errors and warnings.
-    logging.getLogger("libav").setLevel(logging.CRITICAL)
     try:
         # "file:" keeps FFmpeg from taking a name like "a:b.mp4" for a protocol.
         return av.open(f"file:{path}", metadata_errors="replace")
