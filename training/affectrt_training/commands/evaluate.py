@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -105,6 +106,10 @@ def predict(model: Model, rows: Sequence[Row], *, jobs: int) -> list[Affect]:
     """One result a row, in order, ``jobs`` rows at a time."""
     predictions = []
     with ExitStack() as stack:
+        # What is wrong with a file but doesn't stop its reading: told once each, as lines of ours.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: warn(str(message))
         update = stack.enter_context(progress("scoring", len(rows), "rows"))
         pool = ThreadPoolExecutor(jobs)
         # Rows not yet begun are dropped on a fault or Ctrl-C, rather than worked off first.
