@@ -9,12 +9,13 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.affectrt-installed
 STARTER := runs/starter.affect
-# Whatever changes the starter bundle: the weights, and the code that turns them into graphs.
-STARTER_SOURCES := $(shell find training -name '*.safetensors') $(shell find export training/affectrt_training/models -name '*.py')
+# Whatever changes the starter bundle: the weights with their card, and the code that turns them into graphs.
+STARTER_SOURCES := $(wildcard training/affectrt_training/starter/weights/*) \
+  $(shell find export training/affectrt_training/models -name '*.py')
 NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +26,7 @@ help:
 	@echo '                         .vtt, if there is one, is taken as the transcript'
 	@echo '  make test              all tests       (PYTEST_ARGS="-k bundle" to choose)'
 	@echo '  make lint              ruff, mypy --strict, C++ with warnings as errors'
+	@echo '  make docs              docs/cli.md anew from what the commands say of themselves'
 	@echo '  make bench             the benchmarks behind every figure on speed'
 	@echo '  make clean             removes $(VENV), build/ and runs/starter.affect'
 	@echo
@@ -36,8 +38,8 @@ demo: $(STARTER)
 	  transcript="$${clip%.*}.$$ending"; \
 	  if [ -f "$$transcript" ]; then set -- --transcript "$$transcript"; break; fi; \
 	done; \
-	echo "$(BIN)/affectrt analyze $$clip --model $(STARTER) $$*"; \
-	$(BIN)/affectrt analyze "$$clip" --model $(STARTER) "$$@"
+	echo "$(BIN)/affectrt analyze $$clip --bundle $(STARTER) $$*"; \
+	$(BIN)/affectrt analyze "$$clip" --bundle $(STARTER) "$$@"
 
 test: $(INSTALLED)
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -48,6 +50,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/lint/wheel \
 	  --config-settings build-dir=build/lint/cmake --config-settings cmake.define.AFFECTRT_WERROR=ON .
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/make_cli.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.ghrnn
