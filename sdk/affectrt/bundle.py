@@ -4,9 +4,9 @@
 it is ever unpickled. :meth:`Bundle.open` reads the file once and checks archive, names, schema, sizes and
 every hash before it hands out a byte; what was verified is what is used, whatever happens to the file later.
 
-The archive's comment is the *seal*: the SHA-256 of all bytes before it. Zip repeats itself (times, sizes, names
-in two places) and readers disagree on which copy counts; the seal leaves no byte of ours unchecked. A bundle
-that another tool packed again has no seal and rests on the member hashes alone.
+The archive's comment is the *seal*: the SHA-256 of all bytes before it. Zip repeats itself (times, sizes and
+names stand in two places) and readers disagree on which copy counts; the seal leaves no byte of ours unread.
+A bundle that another tool packed again has no seal and rests on the member hashes alone.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, members: Mapp
     """Write a bundle and return its manifest with ``members`` (sizes, hashes) filled in.
 
     The same input gives the same bytes. The file appears whole or not at all. Raises ``bundle.path_escape``,
-    ``bundle.unwritable`` and, when the manifest names other members than those given,
+    ``bundle.manifest``, ``bundle.unwritable`` and, when the manifest names other members than those given,
     ``bundle.member_missing`` or ``bundle.member_extra``.
     """
     path = Path(path)
@@ -117,6 +117,7 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, members: Mapp
     manifest = replace(
         manifest, members={name: Member(_sha256(data), len(data)) for name, data in sorted(members.items())}
     )
+    manifest.check(str(path))
     named = set(manifest.named_members())
     for code, names in (
         ("bundle.member_missing", named - set(members)),

@@ -112,7 +112,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the device must know. Raises ``bundle.manifest`` when values contradict each other."""
+    """Everything the device must know."""
 
     name: str
     """Short name of the model."""
@@ -151,7 +151,8 @@ class Manifest:
     schema: int = SCHEMA
     """Version of this layout."""
 
-    def __post_init__(self) -> None:
+    def check(self, where: str) -> None:
+        """Raise ``bundle.manifest`` when a value is out of its range; ``where`` names the bundle."""
         positive = {
             "window_s": self.window_s,
             "text.dim": self.text.dim,
@@ -166,12 +167,12 @@ class Manifest:
         }
         for name, value in positive.items():
             if not value > 0:
-                _refuse(self.name, name, "a number above 0", value)
+                _refuse(where, name, "a number above 0", value)
         if self.labels != EMOTIONS:
-            _refuse(self.name, "labels", list(EMOTIONS), list(self.labels))
+            _refuse(where, "labels", list(EMOTIONS), list(self.labels))
         for name, member in self.members.items():
             if not re.fullmatch("[0-9a-f]{64}", member.sha256) or member.bytes < 0:
-                _refuse(self.name, f"members.{name}", "64 hex digits and a size", member)
+                _refuse(where, f"members.{name}", "64 hex digits and a size", member)
 
     def named_members(self) -> Iterator[str]:
         """The members that graphs, tokenizer and weights name."""
@@ -213,6 +214,7 @@ class Manifest:
             if error.code != "calibration.invalid":
                 raise
             raise AffectError("bundle.manifest", f"bundle {where}: {error.message}") from error
+        manifest.check(where)
         for name in manifest.named_members():
             if name not in manifest.members:
                 raise AffectError(

@@ -162,8 +162,8 @@ class Model:
         if not (np.isfinite(sentiments).all() and np.isfinite(logits).all()):
             raise AffectError(
                 "model.not_finite",
-                f"model {self.manifest.name}: the fusion graph yields NaN or infinity at {time_s:.3f} s; check the "
-                f"features that were pushed, or export the model again",
+                f"model {self.manifest.name}: fusion yields NaN or infinity at {time_s:.3f} s; check "
+                f"the features that were pushed, or export the model again",
             )
         limited = np.clip(sentiments.astype(np.float64), -SENTIMENT_LIMIT, SENTIMENT_LIMIT)
         sentiment, *without = limited.tolist()
@@ -181,7 +181,7 @@ class Model:
 
 
 def _mean(windows: Sequence[Affect]) -> Affect:
-    """One result for consecutive windows. Those in which nothing was sensed have no say, unless all are so."""
+    """One result for consecutive windows; those in which nothing was sensed have no say, unless all are."""
     last = windows[-1]
     if len(windows) == 1:
         return last

@@ -3,9 +3,9 @@
 Pushing checks and buffers, nothing more, so a capture thread never waits for a model. :meth:`Stream.poll`
 does the work: it feeds what was pushed to the extractors and computes the results that became due.
 
-**Time.** Results lie at multiples of ``hop_s``; each rests on the window before it and is due once the newest time
-of any modality reaches it. Inputs may carry their own times, in seconds on one clock of the application's
-choice. Without, they are taken for live: the clock then starts when the stream is made.
+**Time.** Results lie at multiples of ``hop_s``; each rests on the window before it and is due once the newest
+time of any modality reaches it. Inputs may carry their own times, in seconds on any one clock. Without, they
+are taken for live: the clock then starts when the stream is made.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class Stream:
         yield from self._ticks_until(self._timeline.newest_s)
 
     def _pass_gap(self, start_s: float) -> None:
-        """Set the next result to the first one after ``start_s`` when the stream begins or the clock jumps."""
+        """When the stream begins or the clock jumps: the next result is the first one after ``start_s``."""
         after = max(1, floor(start_s / self._hop_s) + 1)
         if self._tick is None:
             self._tick = after
