@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from affectrt_kernels import _native, native, reference
+from affectrt_kernels import native, reference
 
 Array = NDArray[np.float32]
 States = tuple[Array, Array]
@@ -217,7 +217,7 @@ def main() -> int:
         return 1
 
     print(
-        f"GHRNN forward, float32, one thread, {platform.machine()}, native for {_native.instruction_set()};"
+        f"GHRNN forward, float32, one thread, {platform.machine()}, native for {native.instruction_sets()[0]};"
     )
     print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}; all right to {TOLERANCE:.0e}.")
     print(f"reference, onnxruntime: time over the native one's, median of {rounds} rounds (quartiles).\n")

@@ -26,13 +26,31 @@ def gated_rnn(
     gates: int = 1,
     reverse: bool = False,
     threads: int = 1,
+    instruction_set: str = "",
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """``reference.gated_rnn`` in float32 C++, with the interpreter lock released.
 
-    Arrays must be C-contiguous; nothing is converted or copied behind the caller's back. ``threads`` rows
-    of the batch are computed at a time; the result does not depend on it.
+    Arrays must be C-contiguous; nothing is converted or copied behind the caller's back. Rows are shared
+    between ``threads`` threads; the result does not depend on their number. ``instruction_set`` is one of
+    ``instruction_sets()``, by default the first.
 
     Raises:
         ValueError: a type, layout, shape or length does not fit.
     """
-    return _native.gated_rnn(x, w_x, w_h, bias, lengths, h0, gates=gates, reverse=reverse, threads=threads)
+    return _native.gated_rnn(
+        x,
+        w_x,
+        w_h,
+        bias,
+        lengths,
+        h0,
+        gates=gates,
+        reverse=reverse,
+        threads=threads,
+        instruction_set=instruction_set,
+    )
+
+
+def instruction_sets() -> list[str]:
+    """What the kernels can use on this machine, widest first (``["avx512", "avx2", "baseline"]``)."""
+    return _native.instruction_sets()

@@ -1,5 +1,5 @@
-// Chooses the instruction set, packs the weights and shares the rows between threads.
-#include "gated_rnn.hpp"
+// Finds what the machine can run, packs the weights and shares the rows between threads.
+#include "dispatch.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -7,21 +7,31 @@
 #include <numeric>
 #include <system_error>
 #include <thread>
-#include <vector>
 
 namespace affectrt {
 
-const GatedRnnKernels& best_kernels() {
+extern const GatedRnnKernels kBaselineKernels;
 #if defined(AFFECTRT_X86)
-    if (__builtin_cpu_supports("avx512f")) return kAvx512Kernels;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
+extern const GatedRnnKernels kAvx2Kernels;
+extern const GatedRnnKernels kAvx512Kernels;
 #endif
-    return kBaselineKernels;
+
+const std::vector<const GatedRnnKernels*>& runnable_kernels() {
+    static const std::vector<const GatedRnnKernels*> runnable = [] {
+        std::vector<const GatedRnnKernels*> found;
+#if defined(AFFECTRT_X86)
+        const bool fma = __builtin_cpu_supports("fma");
+        if (fma && __builtin_cpu_supports("avx512f")) found.push_back(&kAvx512Kernels);
+        if (fma && __builtin_cpu_supports("avx2")) found.push_back(&kAvx2Kernels);
+#endif
+        found.push_back(&kBaselineKernels);
+        return found;
+    }();
+    return runnable;
 }
 
-void gated_rnn(const GatedRnn& problem, std::size_t threads) {
+void gated_rnn(const GatedRnn& problem, const GatedRnnKernels& kernels, std::size_t threads) {
     if (problem.streams == 0 || problem.batch == 0) return;
-    const GatedRnnKernels& kernels = best_kernels();
     const std::size_t units = padded(problem.hidden, kernels.lanes);
     const std::size_t all_units = (problem.gates + 1) * units;
 

@@ -38,10 +38,10 @@ struct RowBlock {
     std::size_t count;
 };
 
-// What one worker needs beside its arguments; sizes come from `scratch_floats`.
+// gated_rnn_kernel.cpp as compiled for one instruction set.
 struct GatedRnnKernels {
     const char* name;
-    std::size_t lanes;
+    std::size_t lanes;  // floats in a vector
     void (*pack)(const GatedRnn&, std::size_t stream, float* w_x, float* w_h, float* bias);
     void (*run)(const GatedRnn&, const PackedStream&, const RowBlock&, float* scratch);
 };
@@ -55,20 +55,9 @@ constexpr std::size_t padded(std::size_t hidden, std::size_t lanes) {
 // Steps whose inputs are projected at once: enough for the GEMM, few enough to stay in the L2 cache.
 constexpr std::size_t steps_together(std::size_t rows) { return rows >= 16 ? 16 : 256 / rows; }
 
+// What `run` needs beside its arguments: the states, the reset states, and the sums of `steps_together` steps.
 constexpr std::size_t scratch_floats(std::size_t padded_hidden, std::size_t gates, std::size_t rows) {
     return rows * padded_hidden * (2 + (gates + 1) * steps_together(rows));
 }
-
-extern const GatedRnnKernels kBaselineKernels;
-#if defined(AFFECTRT_X86)
-extern const GatedRnnKernels kAvx2Kernels;
-extern const GatedRnnKernels kAvx512Kernels;
-#endif
-
-// The widest kernels this machine can run.
-const GatedRnnKernels& best_kernels();
-
-// Computes `y` and `h_n` whole. Throws std::bad_alloc only.
-void gated_rnn(const GatedRnn& problem, std::size_t threads);
 
 }  // namespace affectrt

@@ -1,12 +1,13 @@
 // The Python face of the C++ kernels: checks every array, then computes without the interpreter lock.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "gated_rnn.hpp"
+#include "dispatch.hpp"
 
 namespace py = pybind11;
 
@@ -48,13 +49,29 @@ const T* data(const char* name, const py::array& array, const char* type) {
     return static_cast<const T*>(array.data());
 }
 
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const auto* kernels : affectrt::runnable_kernels()) names.emplace_back(kernels->name);
+    return names;
+}
+
+const affectrt::GatedRnnKernels& kernels_named(const std::string& name) {
+    std::string known;
+    for (const auto* kernels : affectrt::runnable_kernels()) {
+        if (name.empty() || name == kernels->name) return *kernels;
+        known += (known.empty() ? "" : ", ") + std::string(kernels->name);
+    }
+    refuse("instruction_set", "one of " + known, name);
+}
+
 // Arrays come as plain objects: pybind11's own refusal would print every number of every argument.
 std::pair<py::array_t<float>, py::array_t<float>> gated_rnn(
     const py::object& x_object, const py::object& w_x_object, const py::object& w_h_object,
     const py::object& bias_object, const py::object& lengths_object, const py::object& h0_object, py::ssize_t gates,
-    bool reverse, py::ssize_t threads) {
+    bool reverse, py::ssize_t threads, const std::string& instruction_set) {
     if (gates != 1 && gates != 2) refuse("gates", "1 or 2", std::to_string(gates));
     if (threads < 1) refuse("threads", "at least 1", std::to_string(threads));
+    const affectrt::GatedRnnKernels& kernels = kernels_named(instruction_set);
     const py::array x = array_of("x", x_object), w_x = array_of("w_x", w_x_object);
     const py::array w_h = array_of("w_h", w_h_object), bias = array_of("bias", bias_object);
     expect_rank("x", x, 4, "(S, B, T, I)");
@@ -101,7 +118,7 @@ std::pair<py::array_t<float>, py::array_t<float>> gated_rnn(
     problem.h_n = h_n.mutable_data();
     {
         const py::gil_scoped_release unlocked;
-        affectrt::gated_rnn(problem, static_cast<std::size_t>(threads));
+        affectrt::gated_rnn(problem, kernels, static_cast<std::size_t>(threads));
     }
     return {std::move(y), std::move(h_n)};
 }
@@ -112,9 +129,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "C++ kernels of AffectRT; use them through affectrt_kernels.native.";
     module.def("gated_rnn", &gated_rnn, py::arg("x"), py::arg("w_x"), py::arg("w_h"), py::arg("bias"),
                py::arg("lengths") = py::none(), py::arg("h0") = py::none(), py::kw_only(), py::arg("gates") = 1,
-               py::arg("reverse") = false, py::arg("threads") = 1,
+               py::arg("reverse") = false, py::arg("threads") = 1, py::arg("instruction_set") = "",
                "The reset-before gated recurrence; see affectrt_kernels.native.gated_rnn.");
-    module.def(
-        "instruction_set", [] { return affectrt::best_kernels().name; },
-        "The instruction set that the kernels use on this machine.");
+    module.def("instruction_sets", &instruction_sets, "What the kernels can use on this machine, widest first.");
 }
