@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from affectrt.containers import audio_stream, check_file, missing_bytes, open_container, reason, video_stream
 from affectrt.errors import AffectError, require
 from affectrt.features.frames import SIDE_LIMITS_PX, FrameSampler, Image, size_fits
 
@@ -21,9 +22,6 @@ _LOST_S = 0.3
 
 _HEADER_KNOWS_DURATION = ("mov", "matroska", "wav", "avi", "flac", "flv")
 """Formats whose header states the duration; in others it is derived from what is there."""
-
-_NOT_MEDIA = ("tty", "bin", "xbin", "idf", "adf")
-"""Formats by which FFmpeg renders text files as pictures of a terminal."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Media:
         self._containers = containers
         self._format_name = format_name
         self._end_s = 0.0
+        self._whole = True
         self._sampler: FrameSampler | None = None
 
     @classmethod
@@ -87,35 +86,26 @@ class Media:
         it, and ``media.frame_size``.
         """
         path = Path(path)
-        _check_file(path)
-        container = _open_container(path)
-        formats = container.format.name.split(",")
-        if any(name in _NOT_MEDIA for name in formats):
-            container.close()
-            raise AffectError(
-                "media.undecodable", f"{path}: this is text or data, not an audio or video file"
-            )
-        if any(name == "image2" or name.endswith("_pipe") for name in formats):
-            container.close()
-            raise AffectError(
-                "media.image",
-                f"{path}: this is a still image; expected audio or video, so pass it as an image",
-            )
+        check_file(path)
+        container = open_container(path)
         duration_s = container.duration / 1e6 if container.duration else None
-        media = cls(path, {}, duration_s, formats[0])
-        found = {"video": _video_stream(container), "audio": _audio_stream(container)}
+        media = cls(path, {}, duration_s, container.format.name.split(",")[0])
+        found = {
+            "video": video_stream(container) if video else None,
+            "audio": audio_stream(container) if audio else None,
+        }
         size_error = media._drop_unusable(found)
-        wanted = {"video": video, "audio": audio}
-        for kind in ("video", "audio"):
-            if found[kind] is not None and wanted[kind]:
+        for kind, stream in found.items():
+            if stream is not None:
                 # One demuxer each: however badly the file is interleaved, nothing piles up in memory.
-                media._containers[kind] = _open_container(path) if media._containers else container
+                media._containers[kind] = open_container(path) if media._containers else container
         if not media._containers:
             container.close()
             if size_error is not None:
                 raise size_error
-            asked = " or ".join(kind for kind in ("audio", "video") if wanted[kind])
+            asked = " or ".join(name for name, asked in (("audio", audio), ("video", video)) if asked)
             raise AffectError("media.no_streams", f"{path}: expected {asked}, found none that can be decoded")
+        media._whole = audio and video
         if max_video_rate_hz is not None:
             media._sampler = FrameSampler(max_video_rate_hz)
         return media
@@ -165,8 +155,12 @@ class Media:
             yield item
         if nothing:
             raise AffectError("media.undecodable", f"{self.path}: not one frame or sample could be decoded")
-        stated = self.duration_s if self._format_name in _HEADER_KNOWS_DURATION else None
-        if stated is not None and self._end_s < stated - _LOST_S:
+        # One stream alone may rightly end before the file does.
+        stated = self.duration_s if self._whole and self._format_name in _HEADER_KNOWS_DURATION else None
+        missing = missing_bytes(self.path)
+        if missing:
+            self._warn(f"{missing} bytes of what its header announces are missing: the file was cut short")
+        elif stated is not None and self._end_s < stated - _LOST_S:
             self._warn(
                 f"ends at {self._end_s:.1f} s of the {stated:.1f} s it announces: the file was cut short"
             )
@@ -195,7 +189,7 @@ class Media:
             try:
                 packet = next(packets, None)
             except errors.FFmpegError as error:
-                self._warn(f"reading {stream.type} stopped at {time_s:.1f} s ({_reason(error)})")
+                self._warn(f"reading {stream.type} stopped at {time_s:.1f} s ({reason(error)})")
                 break
             if packet is None:
                 break
@@ -215,7 +209,7 @@ class Media:
             self._warn(f"{broken} damaged {stream.type} packets were left out")
 
     def _frames(self, container: Any) -> Iterator[VideoFrame]:
-        stream = _video_stream(container)
+        stream = video_stream(container)
         frame_s = 1.0 / float(stream.average_rate) if stream.average_rate else 0.0
         for time_s, frame in self._decoded(container, stream):
             self._end_s = max(self._end_s, time_s + frame_s)
@@ -227,7 +221,7 @@ class Media:
     def _chunks(self, container: Any) -> Iterator[AudioChunk]:
         resampler: Any = None
         shape: tuple[object, ...] = ()
-        for time_s, frame in self._decoded(container, _audio_stream(container)):
+        for time_s, frame in self._decoded(container, audio_stream(container)):
             if (frame.format.name, frame.layout.name, frame.sample_rate) != shape:
                 shape = (frame.format.name, frame.layout.name, frame.sample_rate)
                 # Only the sample format is converted: FFmpeg's own downmix to float may exceed ±1.
@@ -272,7 +266,7 @@ def read_image(path: str | PathLike[str]) -> Image:
     ``media.undecodable``.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     cv2 = require("cv2", "media")
     try:
         image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
@@ -288,58 +282,7 @@ def read_image(path: str | PathLike[str]) -> Image:
     return np.asarray(image, np.uint8)
 
 
-def _check_file(path: Path) -> None:
-    """Raise unless ``path`` is a readable file that isn't empty."""
-    try:
-        if not path.exists():
-            raise AffectError("media.not_found", f"{path}: no such file")
-        if not path.is_file():
-            raise AffectError("media.not_a_file", f"{path}: expected a file, got a directory or a device")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise AffectError("media.empty", f"{path}: the file is empty")
-    except OSError as error:
-        raise AffectError("media.unreadable", f"{path}: can't be read ({error.strerror})") from error
-
-
-def _open_container(path: Path) -> Any:
-    av = require("av", "media")
-    try:
-        # "file:" keeps FFmpeg from taking a name like "a:b.mp4" for a protocol.
-        return av.open(f"file:{path}", metadata_errors="replace")
-    except (av.error.FFmpegError, ValueError) as error:
-        with path.open("rb") as file:
-            is_mp4 = file.read(8)[4:] == b"ftyp"
-        hint = (
-            "an MP4/MOV whose index is missing or damaged: it was probably cut off before it was finished"
-            if is_mp4
-            else "expected an audio or video file"
-        )
-        raise AffectError("media.undecodable", f"{path}: {hint} ({_reason(error)})") from error
-
-
-def _video_stream(container: Any) -> Any:
-    """The first stream of moving pictures that can be decoded, or None. Cover art doesn't count."""
-    attached = require("av.stream", "media").Disposition.attached_pic
-    for stream in container.streams.video:
-        if stream.codec_context is not None and not stream.disposition & attached:
-            return stream
-    return None
-
-
-def _audio_stream(container: Any) -> Any:
-    for stream in container.streams.audio:
-        if stream.codec_context is not None:
-            return stream
-    return None
-
-
 def _upright(bgr: Image, rotation_deg: int) -> Image:
     """Turn counterclockwise by the multiple of 90° nearest to ``rotation_deg``."""
     turns = round(rotation_deg / 90) % 4
     return np.ascontiguousarray(np.rot90(bgr, turns)) if turns else bgr
-
-
-def _reason(error: Exception) -> str:
-    """FFmpeg's own words."""
-    return str(getattr(error, "strerror", None) or error)

@@ -16,14 +16,14 @@ from affectrt.features.frames import FrameSampler, Image, check_frame
 from affectrt.features.sequence import FeatureSequence, FloatArray
 
 _STILL_IS_CROP_PX = 112
-"""A still whose longer side is at most this is taken for a face crop, as face data sets hold them."""
+"""A still whose longer side is at most this is a face crop already, as face data sets hold them."""
 
 _SEARCH_EVERY = 2
 """While no face is known, only every second sampled frame is searched whole: that search is the dear part."""
 _LOOK_AROUND_S = 1.0
 """How often the whole frame is searched although a face is known: it may be the wrong one."""
 _BIGGER = 1.4
-"""Another face takes over when its side is this many times the known one's: the person nearest to the camera."""
+"""Another face takes over when its side is this many times the known one's: the nearest person counts."""
 _HOLD_S = 1.0
 """How long a face that the detector misses (turned, covered) is followed by its looks."""
 _LOOKS_ALIKE = 0.65
