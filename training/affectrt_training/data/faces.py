@@ -31,7 +31,7 @@ class Faces:
     @property
     def emotions(self) -> npt.NDArray[np.int64]:
         """(N,) the most voted of the seven emotions."""
-        return self.votes.argmax(axis=1)
+        return np.asarray(self.votes.argmax(axis=1), np.int64)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -84,7 +84,8 @@ class SpatialSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         f, g, h = (conv(x).flatten(2) for conv in (self.f, self.g, self.h))
         attention = (f.transpose(1, 2) @ g).softmax(dim=1)  # β_ji: over the i places that place j looks at
-        return x + self.scale * (h @ attention).view_as(x)
+        y: Tensor = x + self.scale * (h @ attention).view_as(x)
+        return y
 
 
 class FaceEncoder(nn.Module):

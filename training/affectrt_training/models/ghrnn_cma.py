@@ -42,8 +42,8 @@ class Projection(nn.Module):
     """Temporal convolution to the model width, with the null slot put in front.
 
     (B, T, D) with lengths (B,) → (B, 1 + T, d) and the mask (B, 1 + T) of valid rows. Rows past the length
-    are cleared before the convolution, so that padding never reaches a valid row. The null slot joins after it: a
-    learned row that is always valid, which is what attention falls on when a modality is absent.
+    are cleared before the convolution, so that padding never reaches a valid row. The null slot joins after
+    it: a learned row that is always valid, which is what attention falls on when a modality is absent.
     """
 
     def __init__(self, in_dim: int, config: GhrnnCmaConfig) -> None:

@@ -17,7 +17,7 @@ from affectrt.affect import EMOTIONS
 from affectrt_training.data.faces import Faces, ferplus
 from affectrt_training.metrics import emotion_metrics
 from affectrt_training.models.face_encoder import FaceEncoder, FaceEncoderConfig
-from affectrt_training.starter.fit import SCORE, fit, warmup_cosine
+from affectrt_training.starter.fit import SCORE, Stage, fit, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def augment_faces(faces: Tensor) -> Tensor:
     return torch.where(occluded, x.mean(dim=(1, 2), keepdim=True), x)
 
 
-class FaceStage(lightning.LightningModule):
+class FaceStage(Stage):
     """The encoder with a linear head on its states."""
 
     def __init__(self, recipe: FaceRecipe, weights: Tensor, total_steps: int) -> None:
@@ -92,9 +92,10 @@ class FaceStage(lightning.LightningModule):
         images, votes = batch
         with torch.no_grad():
             faces = augment_faces(images.float() / 255.0)
-        loss = -(votes * self(faces).log_softmax(-1)).sum(-1) * (votes @ self.emotion_weights)
-        self.log("train_loss", loss.mean())
-        return loss.mean()
+        losses = -(votes * self(faces).log_softmax(-1)).sum(-1) * (votes @ self.emotion_weights)
+        loss: Tensor = losses.mean()
+        self.log("train_loss", loss)
+        return loss
 
     def validation_step(self, batch: list[Tensor], _: int) -> None:
         images, emotions = batch
@@ -111,10 +112,6 @@ class FaceStage(lightning.LightningModule):
         return warmup_cosine(
             [{"params": list(self.parameters()), "lr": self.recipe.lr}], self.total_steps, weight_decay=0.05
         )
-
-    def weights(self) -> dict[str, Tensor]:
-        """The encoder and its head; the head's probabilities help to judge the encoder alone."""
-        return self.state_dict()
 
 
 def rarity_weights(faces: Faces, power: float) -> Tensor:

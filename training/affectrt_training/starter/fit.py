@@ -19,8 +19,16 @@ SCORE = "valid_score"
 """What stages log to be selected by; higher is better."""
 
 
+class Stage(lightning.LightningModule):
+    """A stage of the recipe: logs :data:`SCORE` in validation and says which tensors to keep."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the stage leaves behind."""
+        return self.state_dict()
+
+
 class KeepBest(Callback):
-    """Writes the module's ``weights()`` as safetensors whenever the validation score improves.
+    """Writes the stage's ``weights()`` as safetensors whenever the validation score improves.
 
     Lightning's own checkpoints are pickles; ours never are.
     """
@@ -31,8 +39,7 @@ class KeepBest(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keep the weights when they are the best so far."""
-        if trainer.sanity_checking:
-            return
+        assert isinstance(pl_module, Stage)
         score = float(trainer.callback_metrics[SCORE])
         if score > self.best:
             self.best = score
@@ -50,7 +57,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def fit(
-    stage: lightning.LightningModule,
+    stage: Stage,
     train: DataLoader[Any],
     valid: DataLoader[Any] | list[DataLoader[Any]],
     *,
@@ -66,7 +73,9 @@ def fit(
     with warnings.catch_warnings():
         # Sets this small load faster in the main process than in workers, on two cores.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # Between the libraries themselves: nothing that a user of ours could mend.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = lightning.Trainer(
             max_epochs=epochs,
             accelerator="auto",
@@ -78,7 +87,7 @@ def fit(
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=20,
+            log_every_n_steps=10,
         )
         trainer.fit(stage, train, valid)
     return best

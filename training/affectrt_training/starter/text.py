@@ -21,7 +21,7 @@ from affectrt_training.data import text as corpora
 from affectrt_training.data.text import Sentence
 from affectrt_training.metrics import emotion_metrics, sentiment_metrics
 from affectrt_training.models.text_encoder import LoraSettings, TextEncoder, mean_pool, minilm_folder
-from affectrt_training.starter.fit import SCORE, fit, trainable, warmup_cosine
+from affectrt_training.starter.fit import SCORE, Stage, fit, trainable, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def collate(items: list[tuple[Tensor, Sentence]]) -> dict[str, Tensor]:
     }
 
 
-class TextStage(lightning.LightningModule):
+class TextStage(Stage):
     """Mean-pooled token states, a linear head per task."""
 
     def __init__(self, recipe: TextRecipe, class_weights: Tensor, total_steps: int) -> None:

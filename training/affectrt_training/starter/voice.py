@@ -21,7 +21,7 @@ from affectrt.media import read_audio
 from affectrt_training.data.voice import Recording, acted_speech
 from affectrt_training.metrics import emotion_metrics
 from affectrt_training.models.voice_encoder import VoiceEncoder, VoiceEncoderConfig
-from affectrt_training.starter.fit import SCORE, fit, warmup_cosine
+from affectrt_training.starter.fit import SCORE, Stage, fit, warmup_cosine
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -58,13 +58,13 @@ def augment_voice(rows: FloatArray, generator: np.random.Generator) -> FloatArra
     source = np.clip(axis * generator.uniform(0.93, 1.07), 0, bins - 1)
     low = np.floor(source).astype(int)
     high = np.minimum(low + 1, bins - 1)
-    rows = rows[:, low] * (1 - (source - low)) + rows[:, high] * (source - low)
+    warped = rows[:, low] * (1 - (source - low)) + rows[:, high] * (source - low)
     knots = generator.normal(0.0, 0.35, 6)
-    rows = rows + np.interp(axis, np.linspace(0, bins - 1, len(knots)), knots)
-    loud = np.quantile(rows, 0.95)
+    coloured = warped + np.interp(axis, np.linspace(0, bins - 1, len(knots)), knots)
+    loud = np.quantile(coloured, 0.95)
     noise = loud - generator.uniform(2.3, 10.3) + np.linspace(0, generator.uniform(-3, 1), bins)
-    hiss = np.log(generator.exponential(1.0, rows.shape) + 0.05)
-    return np.asarray(np.logaddexp(rows, noise + hiss), np.float32)
+    hiss = np.log(generator.exponential(1.0, coloured.shape) + 0.05)
+    return np.asarray(np.logaddexp(coloured, noise + hiss), np.float32)
 
 
 def mask_spectrogram(rows: FloatArray, generator: np.random.Generator) -> FloatArray:
@@ -117,7 +117,7 @@ def spectrogram(path: Path, speed: float = 1.0) -> FloatArray:
     return log_mel(pcm, round(rate * speed))
 
 
-class VoiceStage(lightning.LightningModule):
+class VoiceStage(Stage):
     """The encoder, attention pooling over time and a linear head."""
 
     def __init__(self, recipe: VoiceRecipe, total_steps: int) -> None:
@@ -167,10 +167,6 @@ class VoiceStage(lightning.LightningModule):
         return warmup_cosine(
             [{"params": list(self.parameters()), "lr": self.recipe.lr}], self.total_steps, weight_decay=0.05
         )
-
-    def weights(self) -> dict[str, Tensor]:
-        """Everything; fusion uses the encoder."""
-        return self.state_dict()
 
 
 def train_voice(data: Path, folder: Path, recipe: VoiceRecipe, seed: int) -> Path:

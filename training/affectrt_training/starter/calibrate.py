@@ -1,0 +1,94 @@
+"""Honest confidence: a temperature and an interval width for every pattern of present modalities."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt_training.models.ghrnn_cma import GhrnnCma
+from affectrt_training.starter.banks import Sample
+from affectrt_training.starter.compose import Sources, compose
+from affectrt_training.starter.fusion import predict
+
+COVERAGE = 0.9
+"""Share of truths that intervals are made to hold."""
+
+PER_EMOTION = 100
+"""Composed validation samples per emotion and pattern."""
+
+
+def patterns() -> list[frozenset[Modality]]:
+    """All eight, the empty one first."""
+    return [frozenset(some) for count in range(4) for some in combinations(MODALITIES, count)]
+
+
+def pattern_key(present: frozenset[Modality]) -> str:
+    """How the manifest names a pattern: "text+vision", "none"."""
+    return "+".join(m for m in MODALITIES if m in present) or "none"
+
+
+def composed(sources: Sources, *, rated: float, seed: int) -> list[Sample]:
+    """People with all three modalities, as many of each emotion; the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    everything = frozenset(MODALITIES)
+    return [
+        compose(sources, emotion, everything, generator, rated=rated)
+        for emotion in range(len(EMOTIONS))
+        for _ in range(PER_EMOTION)
+    ]
+
+
+def only(samples: list[Sample], present: frozenset[Modality]) -> list[Sample]:
+    """The same people with fewer modalities."""
+    return [
+        Sample({m: rows for m, rows in s.rows.items() if m in present}, s.emotion, s.sentiment)
+        for s in samples
+    ]
+
+
+def fit_temperature(logits: Tensor, truth: Tensor) -> float:
+    """The temperature that minimises the negative log-likelihood (arXiv:1706.04599 §4.2), in [0.25, 8].
+
+    logits (N, 7), truth (N,) class indices.
+    """
+    grid = torch.exp(torch.linspace(math.log(0.25), math.log(8.0), 400))
+    losses = torch.stack([torch.nn.functional.cross_entropy(logits / t, truth) for t in grid])
+    return round(float(grid[losses.argmin()]), 4)
+
+
+def half_width(truth: Tensor, prediction: Tensor, coverage: float = COVERAGE) -> float:
+    """Split-conformal half width: the ceil((n + 1) coverage)-th smallest residual (arXiv:2107.07511 §1)."""
+    residuals = (truth - prediction).abs().sort().values
+    rank = min(math.ceil((len(residuals) + 1) * coverage), len(residuals))
+    return round(float(residuals[rank - 1]), 4)
+
+
+def calibrate(
+    model: GhrnnCma,
+    sources: Sources,
+    named: dict[frozenset[Modality], list[Sample]],
+    rated: dict[frozenset[Modality], list[Sample]],
+    seed: int,
+) -> dict[str, object]:
+    """The manifest's "calibration" of a trained model, from validation data.
+
+    ``named`` and ``rated`` hold real samples with emotion and with sentiment for patterns that have some; the
+    other patterns are calibrated on composed people. Without words there is no rated recording at hand, so the
+    interval for voice and face alone is calibrated on sentences whose valence matches their emotion.
+    """
+    by_emotion = composed(sources, rated=0.0, seed=seed)
+    by_valence = [s for s in composed(sources, rated=1.0, seed=seed + 1) if not math.isnan(s.sentiment)]
+    temperature, widths = {}, {}
+    for present in patterns():
+        samples = named.get(present) or only(by_emotion, present)
+        truth = torch.stack([s.emotion for s in samples]).argmax(-1)
+        temperature[pattern_key(present)] = fit_temperature(predict(model, samples).logits, truth)
+        samples = rated.get(present) or only(by_valence, present)
+        sentiment = torch.tensor([s.sentiment for s in samples])
+        widths[pattern_key(present)] = half_width(sentiment, predict(model, samples).sentiment)
+    return {"coverage": COVERAGE, "temperature": temperature, "interval_half_width": widths}

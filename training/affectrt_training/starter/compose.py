@@ -1,0 +1,200 @@
+"""Samples for the fusion stage: real ones of one corpus, and class-conditional combinations of several.
+
+No set at hand has text, voice and face of one person with labels, so people are composed: what someone said,
+how another sounded and how a third looked, all with the same emotion (or, for text that is rated but not named,
+with a matching valence). Modalities are dropped at random; now and then one is merely neutral, as faces and
+voices of people who speak with feeling often are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt_training.starter.banks import Item, Sample
+
+NEUTRAL = EMOTIONS.index("neutral")
+
+PATTERNS: dict[frozenset[Modality], float] = {
+    frozenset({"text"}): 0.05,
+    frozenset({"audio"}): 0.07,
+    frozenset({"vision"}): 0.07,
+    frozenset({"text", "audio"}): 0.18,
+    frozenset({"text", "vision"}): 0.18,
+    frozenset({"audio", "vision"}): 0.2,
+    frozenset({"text", "audio", "vision"}): 0.25,
+}
+"""How often a composed person has which modalities."""
+
+MERELY_NEUTRAL = 0.12
+"""How often one of several modalities is swapped for a neutral one, the label staying."""
+
+VALENCE: dict[str, tuple[float, float]] = {
+    "joy": (1.0, 3.0),
+    "neutral": (-0.5, 0.5),
+    "anger": (-3.0, -1.0),
+    "disgust": (-3.0, -1.0),
+    "fear": (-3.0, -1.0),
+    "sadness": (-3.0, -1.0),
+}
+"""Rated sentences that go with an emotion, by sentiment. Surprise goes both ways: named sentences only."""
+
+FACE_ROWS = (5, 41)
+"""Rows of a composed face: half a second to the device's window of four seconds at 10 Hz."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Items by modality, with those of each emotion at hand."""
+
+    named_text: list[Item]
+    """Sentences with an emotion (MELD)."""
+    rated_text: list[Item]
+    """Sentences with a sentiment (MOSI, SST-5)."""
+    voices: list[Item]
+    faces: list[Item]
+    pools: dict[tuple[str, int], list[Item]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        pools: dict[tuple[str, int], list[Item]] = {}
+        for name, items in (("text", self.named_text), ("audio", self.voices), ("vision", self.faces)):
+            for emotion in range(len(EMOTIONS)):
+                pools[name, emotion] = [item for item in items if float(item.emotion[emotion]) >= 0.5]
+        for emotion, label in enumerate(EMOTIONS):
+            low, high = VALENCE.get(label, (1.0, -1.0))
+            pools["rated", emotion] = [item for item in self.rated_text if low <= item.sentiment <= high]
+        object.__setattr__(self, "pools", pools)
+
+    def draw(self, pool: str, emotion: int, generator: np.random.Generator) -> Item:
+        """Any item of a pool that shows this emotion."""
+        items = self.pools[pool, emotion]
+        return items[generator.integers(len(items))]
+
+
+def pick(item: Item, generator: np.random.Generator) -> Tensor:
+    """One version of an item's rows, as float32."""
+    return item.versions[generator.integers(len(item.versions))].float()
+
+
+def face_rows(items: Sequence[Item], generator: np.random.Generator) -> Tensor:
+    """A face over time: (T, D) rows drawn from the versions of one to three stills."""
+    count = int(generator.integers(*FACE_ROWS))
+    shown = [items[i] for i in np.sort(generator.integers(0, len(items), count))]
+    return torch.cat([pick(item, generator) for item in shown])
+
+
+def compose(
+    sources: Sources,
+    emotion: int,
+    present: frozenset[Modality],
+    generator: np.random.Generator,
+    *,
+    rated: float = 0.5,
+    merely_neutral: float = 0.0,
+) -> Sample:
+    """A person of one emotion with the given modalities.
+
+    ``rated``: share of sentences taken for their valence instead of their emotion, where other modalities
+    carry the emotion. They bring a sentiment label.
+    """
+    shown = dict.fromkeys(present, emotion)
+    if len(present) > 1 and generator.random() < merely_neutral:
+        shown[sorted(present)[generator.integers(len(present))]] = NEUTRAL
+    rows: dict[Modality, Tensor] = {}
+    sentiment = float("nan")
+    if "text" in present:
+        by_valence = len(present) > 1 and sources.pools["rated", emotion] and generator.random() < rated
+        item = sources.draw("rated" if by_valence else "text", shown["text"], generator)
+        rows["text"] = pick(item, generator)
+        if shown["text"] == emotion:
+            sentiment = item.sentiment
+    elif sources.pools["rated", emotion]:
+        # The sentiment of words that could have been said: what face and voice can tell of it.
+        sentiment = sources.draw("rated", emotion, generator).sentiment
+    if "audio" in present:
+        rows["audio"] = pick(sources.draw("audio", shown["audio"], generator), generator)
+    if "vision" in present:
+        stills = [sources.draw("vision", shown["vision"], generator) for _ in range(generator.integers(1, 4))]
+        rows["vision"] = face_rows(stills, generator)
+    return Sample(rows, torch.eye(len(EMOTIONS))[emotion], sentiment)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many samples of each kind an epoch holds."""
+
+    mosi: int = 3800
+    sst: int = 4000
+    named_text: int = 8000
+    voices: int = 3000
+    faces: int = 6000
+    clips: int = 800
+    composed: int = 12000
+
+
+class FusionSamples(Dataset[Sample]):
+    """An epoch of the mixture; every access draws anew."""
+
+    def __init__(self, sources: Sources, clips: list[Sample], mixture: Mixture, seed: int) -> None:
+        self.sources, self.clips = sources, clips
+        self.kinds = [kind for kind, count in vars(mixture).items() for _ in range(count)]
+        self.mosi = [item for item in sources.rated_text if item.corpus == "mosi"]
+        self.sst = [item for item in sources.rated_text if item.corpus == "sst"]
+        # The square root of how often people show it: rare emotions are learned, common ones stay common.
+        counts = np.array([len(sources.pools["text", e]) for e in range(len(EMOTIONS))], np.float64)
+        self.prior = np.sqrt(counts) / np.sqrt(counts).sum()
+        self.patterns = list(PATTERNS)
+        self.pattern_weights = np.array(list(PATTERNS.values())) / sum(PATTERNS.values())
+        self.generator = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, index: int) -> Sample:
+        draw = self.generator
+        kind = self.kinds[index]
+        if kind == "composed":
+            emotion = int(draw.choice(len(EMOTIONS), p=self.prior))
+            present = self.patterns[draw.choice(len(self.patterns), p=self.pattern_weights)]
+            return compose(self.sources, emotion, present, draw, merely_neutral=MERELY_NEUTRAL)
+        if kind == "clips":
+            return self._clip(draw)
+        items, modality = {
+            "mosi": (self.mosi, MODALITIES[0]),
+            "sst": (self.sst, MODALITIES[0]),
+            "named_text": (self.sources.named_text, MODALITIES[0]),
+            "voices": (self.sources.voices, MODALITIES[1]),
+            "faces": (self.sources.faces, MODALITIES[2]),
+        }[kind]
+        item = items[draw.integers(len(items))]
+        rows = pick(item, draw)
+        if modality == "vision" and draw.random() < 0.5:
+            rows = face_rows([item], draw)
+        return Sample({modality: rows}, item.emotion, item.sentiment)
+
+    def _clip(self, draw: np.random.Generator) -> Sample:
+        clip = self.clips[draw.integers(len(self.clips))]
+        rows = dict(clip.rows)
+        if len(rows) > 1 and draw.random() < 0.4:
+            del rows[sorted(rows)[draw.integers(len(rows))]]
+        return Sample(rows, clip.emotion, clip.sentiment)
+
+
+def collate(samples: Sequence[Sample], dims: dict[Modality, int]) -> dict[str, Tensor]:
+    """Pad to the fusion model's inputs; an absent modality is one padded row of length 0."""
+    batch: dict[str, Tensor] = {}
+    for modality in MODALITIES:
+        nothing = torch.zeros(0, dims[modality])
+        rows = [sample.rows.get(modality, nothing) for sample in samples]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        batch[modality] = padded if padded.shape[1] else torch.zeros(len(samples), 1, dims[modality])
+        batch[f"{modality}_lengths"] = torch.tensor([len(r) for r in rows])
+    batch["emotion"] = torch.stack([sample.emotion for sample in samples])
+    batch["sentiment"] = torch.tensor([sample.sentiment for sample in samples])
+    return batch

@@ -1,0 +1,163 @@
+"""Stage 4: GHRNN-CMA learns to fuse the three encoders' features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt_training.metrics import emotion_metrics, sentiment_metrics
+from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
+from affectrt_training.starter.banks import Sample
+from affectrt_training.starter.compose import FusionSamples, Mixture, Sources, collate
+from affectrt_training.starter.fit import SCORE, Stage, fit, warmup_cosine
+from affectrt_training.starter.text import masked_l1
+
+
+@dataclass(frozen=True)
+class FusionRecipe:
+    """How the fusion model is trained."""
+
+    model: GhrnnCmaConfig = field(default_factory=GhrnnCmaConfig)
+    """Its shape."""
+    mixture: Mixture = field(default_factory=Mixture)
+    """What an epoch holds."""
+    epochs: int = 12
+    """Epochs of the mixture."""
+    batch_size: int = 64
+    """Samples per step."""
+    lr: float = 1.5e-3
+    """Peak learning rate."""
+    emotion_weight: float = 0.6
+    """Weight of the emotion cross-entropy beside the sentiment's absolute error."""
+    label_smoothing: float = 0.05
+    """Share of every emotion label that goes to all seven alike."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a fusion model says of N samples."""
+
+    sentiment: Tensor
+    """(N,)"""
+    logits: Tensor
+    """(N, 7)"""
+
+
+@torch.no_grad()
+def predict(model: GhrnnCma, samples: list[Sample], batch_size: int = 128) -> Predictions:
+    """Run the model over samples, those of like length together; results keep the samples' order."""
+    order = sorted(range(len(samples)), key=lambda i: max(map(len, samples[i].rows.values()), default=0))
+    sentiment, logits = torch.empty(len(samples)), torch.empty(len(samples), len(EMOTIONS))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        s, e = model(**inputs(collate([samples[i] for i in chosen], dims(model.config))))
+        sentiment[chosen], logits[chosen] = s, e
+    return Predictions(sentiment, logits)
+
+
+def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a batch that the model takes."""
+    return {key: batch[key] for m in MODALITIES for key in (m, f"{m}_lengths")}
+
+
+def dims(config: GhrnnCmaConfig) -> dict[Modality, int]:
+    """Features per row of each modality."""
+    return {"text": config.text_dim, "audio": config.audio_dim, "vision": config.vision_dim}
+
+
+def score(samples: list[Sample], predictions: Predictions) -> dict[str, float]:
+    """Metrics of whatever labels the samples have."""
+    found: dict[str, float] = {}
+    truth = np.array([s.sentiment for s in samples])
+    rated = ~np.isnan(truth)
+    if rated.all():
+        metrics = sentiment_metrics(truth, predictions.sentiment.numpy())
+        found |= {"mae": metrics.mae, "acc2_non0": metrics.acc2_non0 or 0.0}
+    labels = torch.stack([s.emotion for s in samples])
+    if bool((labels.sum(-1) > 0).all()):
+        names = emotion_metrics(labels.argmax(-1).numpy(), predictions.logits.softmax(-1).numpy())
+        found |= {"accuracy": names.accuracy, "weighted_f1": names.weighted_f1, "uar": names.uar}
+    return found
+
+
+SELECTED_BY = {
+    "mosi": ("mae", -1.0),
+    "meld": ("weighted_f1", 1.0),
+    "ravdess": ("uar", 1.0),
+    "ferplus": ("accuracy", 1.0),
+    "clips": ("accuracy", 0.3),
+    "composed text+audio+vision": ("accuracy", 1.0),
+}
+"""The score that the best epoch is chosen by: validation set → metric and weight."""
+
+
+class FusionStage(Stage):
+    """The fusion model with its two losses, validated on named sets."""
+
+    def __init__(self, recipe: FusionRecipe, valid: Mapping[str, list[Sample]], total_steps: int) -> None:
+        super().__init__()
+        self.recipe, self.valid, self.total_steps = recipe, valid, total_steps
+        self.model = GhrnnCma(recipe.model)
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        sentiment, logits = self.model(**inputs(batch))
+        labels = batch["emotion"]
+        named = labels.sum(-1) > 0
+        smooth = self.recipe.label_smoothing
+        target = labels * (1 - smooth) + named[:, None] * smooth / len(EMOTIONS)
+        cross_entropy = -(target * logits.log_softmax(-1)).sum() / named.sum().clamp(min=1)
+        loss: Tensor = masked_l1(sentiment, batch["sentiment"]) + self.recipe.emotion_weight * cross_entropy
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, _: Any, __: int) -> None:
+        """The sets are scored whole at the end of the epoch."""
+
+    def on_validation_epoch_end(self) -> None:
+        total = 0.0
+        for name, samples in self.valid.items():
+            found = score(samples, predict(self.model, samples))
+            for metric, value in found.items():
+                self.log(f"valid {name} {metric}", value)
+            metric, weight = SELECTED_BY.get(name, ("", 0.0))
+            total += weight * found.get(metric, 0.0)
+        self.log(SCORE, total)
+
+    def configure_optimizers(self) -> Any:
+        return warmup_cosine(
+            [{"params": list(self.parameters()), "lr": self.recipe.lr}], self.total_steps, weight_decay=0.02
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """The fusion model."""
+        return self.model.state_dict()
+
+
+def train_fusion(
+    sources: Sources,
+    clips: list[Sample],
+    valid: Mapping[str, list[Sample]],
+    folder: Path,
+    recipe: FusionRecipe,
+    seed: int,
+) -> Path:
+    """Train the fusion model; returns the path of its best weights."""
+    lightning.seed_everything(seed, verbose=False)
+    loader = DataLoader(
+        FusionSamples(sources, clips, recipe.mixture, seed),
+        batch_size=recipe.batch_size,
+        shuffle=True,
+        collate_fn=partial(collate, dims=dims(recipe.model)),
+    )
+    stage = FusionStage(recipe, valid, recipe.epochs * len(loader))
+    return fit(stage, loader, DataLoader([0]), epochs=recipe.epochs, folder=folder)  # type: ignore[arg-type]
