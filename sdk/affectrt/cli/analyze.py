@@ -30,6 +30,9 @@ FORMATS = ("table", "jsonl", "csv", "png")
 TEXT_SUFFIXES = (".txt", ".srt", ".vtt")
 ASR_ENGINES = ("pocketsphinx",)
 
+SHORTEST_S = 0.01
+"""Rows closer than this, or over less than this, say nothing about a person."""
+
 _POLL_S = 1.0
 """Results are computed at least this often in media time, so that little is ever buffered."""
 _SLACK_S = 0.1
@@ -220,8 +223,8 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not (isfinite(value) and value > 0.0):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got '{text}'")
+    if not (isfinite(value) and value >= SHORTEST_S):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from {SHORTEST_S:g}, got '{text}'")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ COLOURS = {
 }
 """One hue per emotion; neighbours in the stack differ in lightness too, so that they part in greyscale."""
 
+LONGEST_TITLE = 100
+"""Characters; a longer title loses its middle."""
+
 MOST_DOTS = 121
 """Longer timelines show the line alone."""
 
@@ -33,14 +37,20 @@ def timeline_png(rows: Sequence[Affect], *, title: str, every_s: float) -> bytes
     """The PNG of a timeline whose rows (at least one) are ``every_s`` apart. Needs matplotlib, no display."""
     figure_class: Any = require("matplotlib.figure", "plot").Figure
     canvas_class: Any = require("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg
-    figure = figure_class(figsize=(11, 6.4), dpi=130, layout="constrained", facecolor="white")
+    figure = figure_class(figsize=(11, 6.4), dpi=130, facecolor="white")
     canvas_class(figure)
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[3.2, 3.2, 1])
+    margins = {"left": 0.115, "right": 0.87, "top": 0.94, "bottom": 0.08, "hspace": 0.14}
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[3.2, 3.2, 1], gridspec_kw=margins)
     points = _points(rows, every_s)
     _sentiment(top, rows, points)
     _emotions(middle, points)
     _presence(bottom, rows, every_s)
-    top.set_title(title, loc="left", fontsize=12, color=_INK, pad=10, parse_math=False)
+    short = (
+        title
+        if len(title) <= LONGEST_TITLE
+        else f"{title[: LONGEST_TITLE // 2]}…{title[-LONGEST_TITLE // 2 :]}"
+    )
+    top.set_title(short, loc="left", fontsize=12, color=_INK, pad=10, parse_math=False)
     for axes in (top, middle, bottom):
         axes.set_xlim(rows[0].time_s - every_s, rows[-1].time_s)
         axes.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=9, length=3)
@@ -48,7 +58,10 @@ def timeline_png(rows: Sequence[Affect], *, title: str, every_s: float) -> bytes
             axes.spines[side].set_visible(False)
     bottom.set_xlabel("time in seconds", fontsize=9, color=_INK)
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": "AffectRT"})
+    with warnings.catch_warnings():
+        # A file name in a script that the font lacks shows boxes; nobody can do anything about it here.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(out, format="png", metadata={"Software": "AffectRT"})
     return out.getvalue()
 
 
@@ -61,9 +74,15 @@ def _points(rows: Sequence[Affect], every_s: float) -> list[tuple[float, Affect]
     points = []
     for k, row in enumerate(rows):
         if k == 0 or (row.present and not rows[k - 1].present):
-            points.append((row.time_s - every_s, row))
+            points.append((_begin(rows, k, every_s), row))
         points.append((row.time_s, row))
     return points
+
+
+def _begin(rows: Sequence[Affect], k: int, every_s: float) -> float:
+    """From when row ``k`` is drawn: one step before it, but not over the row before (the last step is short)."""
+    before = rows[k].time_s - every_s
+    return max(before, rows[k - 1].time_s) if k else before
 
 
 def _curve(points: Sequence[tuple[float, Affect]], value: Callable[[Affect], float]) -> Any:
@@ -114,7 +133,8 @@ def _emotions(axes: Any, points: Sequence[tuple[float, Affect]]) -> None:
 
 def _presence(axes: Any, rows: Sequence[Affect], every_s: float) -> None:
     for track, modality in enumerate(reversed(MODALITIES)):
-        spans = [(row.time_s - every_s, every_s) for row in rows]
+        begins = [_begin(rows, k, every_s) for k in range(len(rows))]
+        spans = [(begin, row.time_s - begin) for begin, row in zip(begins, rows, strict=True)]
         lit = [span for span, row in zip(spans, rows, strict=True) if modality in row.present]
         axes.broken_barh(spans, (track - 0.32, 0.64), facecolors="#eef0f2", linewidth=0)
         axes.broken_barh(lit, (track - 0.32, 0.64), facecolors="#3fa34d", linewidth=0)

@@ -56,7 +56,7 @@ def csv_text(rows: Sequence[Affect]) -> str:
 
 
 def table(rows: Sequence[Affect], *, title: str, colour: bool = False) -> str:
-    """A table of at most 79 columns: time, sentiment with interval and bar, top emotion, what was present.
+    """A table of at most 80 columns: time, sentiment with interval and bar, top emotion, what was present.
 
     A row that rests on nothing shows dashes: its numbers would be the model's prior, not this person.
     """
@@ -67,7 +67,7 @@ def table(rows: Sequence[Affect], *, title: str, colour: bool = False) -> str:
     lines = [
         paint(title, _BOLD),
         "",
-        paint(f"{'time':>8}  sentiment  90 % interval  {scale}  emotion       now", _DIM),
+        paint(f"{'time':>9}  sentiment  90 % interval  {scale}  emotion       now", _DIM),
     ]
     lines += [_table_row(row, paint) for row in rows]
     lines += ["", *_summary(rows, paint)]
@@ -98,7 +98,7 @@ def _column(sentiment: float) -> int:
 
 
 def _table_row(row: Affect, paint: _Painter) -> str:
-    time = f"{clock(row.time_s):>8}"
+    time = f"{clock(row.time_s):>9}"
     if not row.present:
         return paint(f"{time}  {'—':>9}  {'—':^13}  {'nothing sensed':·^{BAR_WIDTH}}  {'—':<13} · · ·", _DIM)
     low, high = row.interval
