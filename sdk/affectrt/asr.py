@@ -40,7 +40,10 @@ def transcribe(pcm: npt.ArrayLike, sample_rate_hz: int) -> list[Word]:
         return []
     # The voice detector has absolute thresholds: bring quiet recordings up to an ordinary level.
     samples = (mono * (_PEAK / peak) * 32767.0).astype("<i2")
-    decoder = sphinx.Decoder(samprate=_RATE_HZ, frate=_FRAMES_PER_SECOND, loglevel="FATAL")
+    # Dither: digital silence has no logarithm. Seeded: the same recording always gives the same words.
+    decoder = sphinx.Decoder(
+        samprate=_RATE_HZ, frate=_FRAMES_PER_SECOND, dither=True, seed=1, loglevel="FATAL"
+    )
     return [
         word
         for start_s, speech in _segments(sphinx, samples.tobytes())
