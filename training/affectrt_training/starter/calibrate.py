@@ -77,9 +77,9 @@ def calibrate(
 ) -> dict[str, object]:
     """The manifest's "calibration" of a trained model, from validation data.
 
-    ``named`` and ``rated`` hold real samples with emotion and with sentiment for patterns that have some; the
-    other patterns are calibrated on composed people. Without words there is no rated recording at hand, so the
-    interval for voice and face alone is calibrated on sentences whose valence matches their emotion.
+    ``named`` and ``rated`` hold real samples with emotion and with sentiment for patterns that have some;
+    the other patterns are calibrated on composed people. Without words there is no rated recording at hand:
+    the interval for voice and face alone is calibrated on sentences whose valence matches their emotion.
     """
     by_emotion = composed(sources, rated=0.0, seed=seed)
     by_valence = [s for s in composed(sources, rated=1.0, seed=seed + 1) if not math.isnan(s.sentiment)]
