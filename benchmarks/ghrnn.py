@@ -217,7 +217,7 @@ def main() -> int:
         return 1
 
     print(
-        f"GHRNN forward, float32, one thread, {platform.machine()}, native for {native.instruction_sets()[0]};"
+        f"GHRNN forward, fp32, one thread, {platform.machine()}, native for {native.instruction_sets()[0]};"
     )
     print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}; all right to {TOLERANCE:.0e}.")
     print(f"reference, onnxruntime: time over the native one's, median of {rounds} rounds (quartiles).\n")
