@@ -1,0 +1,346 @@
+"""Streams: when results are due, what they rest on, and what they survive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter, sleep
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import affectrt
+import affectrt.stream
+from affectrt.affect import Affect
+from affectrt.errors import AffectError
+from affectrt.features.sequence import FeatureSequence
+from affectrt.features.text import Word, words_of
+from affectrt.media import AudioChunk, Media, VideoFrame
+from affectrt.profiling import StageTimer
+from affectrt.stream import Stream
+
+DEMO = Path(__file__).parents[2] / "demo" / "clip.mp4"
+RATE_HZ = 16_000
+
+
+def voice(length_s: float) -> np.typing.NDArray[np.float32]:
+    """A buzz at 140 Hz that swells and fades like syllables, over a little noise."""
+    t = np.arange(int(length_s * RATE_HZ)) / RATE_HZ
+    buzz = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 12))
+    noise = np.random.default_rng(0).normal(0, 1e-4, len(t))
+    return (0.2 * buzz * np.clip(np.sin(2 * np.pi * 2.5 * t), 0, None) ** 2 + noise).astype(np.float32)
+
+
+def comparable(affects: list[Affect]) -> list[Affect]:
+    return [replace(affect, latency_ms=0.0) for affect in affects]
+
+
+def times(affects: list[Affect]) -> list[float]:
+    return [round(affect.time_s, 6) for affect in affects]
+
+
+def error_of(call: Callable[[], object]) -> str:
+    with pytest.raises(AffectError) as caught:
+        call()
+    return caught.value.code
+
+
+def test_results_are_due_when_the_newest_time_reaches_them(tiny_model: affectrt.Model) -> None:
+    with tiny_model.stream(hop_s=0.5) as stream:
+        assert stream.poll() == []
+        stream.push_text("so", 0.0, 0.49)
+        assert stream.poll() == []
+        stream.push_text("happy", 0.5, 1.1)
+        assert times(stream.poll()) == [0.5, 1.0]
+        assert stream.poll() == []
+        stream.push_text("it", 2.9, 3.0)
+        results = stream.poll()
+        assert times(results) == [1.5, 2.0, 2.5, 3.0]
+        assert all(affect.present == {"text"} for affect in results)
+
+
+def test_a_result_is_that_of_its_window(tiny_model: affectrt.Model) -> None:
+    words = words_of("i am so happy it was a great film i love it", 0.0, 8.0)
+    with tiny_model.stream(window_s=2.0) as stream:
+        for word in words:
+            stream.push_word(word)
+        results = stream.poll()
+    assert times(results) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    for affect in results:
+        heard = [w for w in words if affect.time_s - 2.0 < w.end_s <= affect.time_s]
+        expected = tiny_model.fuse(
+            {"text": tiny_model.encoders.text.extract(heard)}, affect.time_s, perf_counter()
+        )
+        assert comparable([affect]) == comparable([expected])
+
+
+@pytest.mark.parametrize(
+    ("end_s", "expected"),
+    [(0.1, [0.1]), (1.0, [1.0]), (1.2, [1.0]), (1.25, [1.0, 1.25]), (2.9, [1.0, 2.0, 2.9])],
+)
+def test_flush(tiny_model: affectrt.Model, end_s: float, expected: list[float]) -> None:
+    with tiny_model.stream() as stream:
+        stream.push_audio(voice(end_s), RATE_HZ, 0.0)
+        assert times(stream.flush()) == expected
+        assert stream.flush() == [], "the end is told once"
+
+
+def test_flush_of_nothing(tiny_model: affectrt.Model) -> None:
+    with tiny_model.stream() as stream:
+        assert stream.flush() == []
+
+
+def test_audio_and_silence(tiny_model: affectrt.Model) -> None:
+    with tiny_model.stream(window_s=2.0) as stream:
+        stream.push_audio(np.concatenate([voice(4.0), np.zeros(5 * RATE_HZ, np.float32)]), RATE_HZ, 0.0)
+        results = stream.poll()
+    assert times(results) == [float(k) for k in range(1, 10)]
+    assert [affect.present for affect in results[:4]] == [{"audio"}] * 4
+    assert [affect.present for affect in results[-3:]] == [frozenset()] * 3
+    prior = tiny_model.fuse({}, 9.0, perf_counter())
+    assert comparable(results[-1:]) == comparable([prior])
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    chunks=st.lists(st.integers(1, 16_000), min_size=1, max_size=12),
+    poll_after=st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_chunks_and_polls_make_no_difference(
+    tiny_model: affectrt.Model, chunks: list[int], poll_after: list[bool]
+) -> None:
+    pcm = voice(sum(chunks) / RATE_HZ + 0.1)[: sum(chunks)]
+    with tiny_model.stream(window_s=2.0, hop_s=0.5) as whole:
+        whole.push_audio(pcm, RATE_HZ, 0.0)
+        expected = whole.flush()
+    results: list[Affect] = []
+    with tiny_model.stream(window_s=2.0, hop_s=0.5) as stream:
+        at = 0
+        for length, poll in zip(chunks, poll_after, strict=False):
+            stream.push_audio(pcm[at : at + length], RATE_HZ, at / RATE_HZ)
+            at += length
+            if poll:
+                results += stream.poll()
+        results += stream.flush()
+    assert times(results) == times(expected)
+    for one, other in zip(results, expected, strict=True):
+        assert one.present == other.present
+        assert one.sentiment == pytest.approx(other.sentiment, abs=1e-4)
+
+
+def test_order_of_pushing_between_polls_makes_no_difference(tiny_model: affectrt.Model) -> None:
+    words = words_of("i am so sad it was awful", 0.1, 6.9)
+    pcm = voice(8.0)
+    sound = [(pcm[k * 1600 : (k + 1) * 1600], k / 10) for k in range(80)]
+
+    def run(words_first: bool) -> list[Affect]:
+        with tiny_model.stream() as stream:
+            for stage in (0, 1) if words_first else (1, 0):
+                if stage == 0:
+                    for word in words:
+                        stream.push_word(word)
+                else:
+                    for chunk, start_s in sound:
+                        stream.push_audio(chunk, RATE_HZ, start_s)
+            return comparable(stream.flush())
+
+    results = run(words_first=True)
+    assert results == run(words_first=False)
+    assert [affect.present for affect in results] == [{"text", "audio"}] * 8
+
+
+def test_a_real_clip(tiny_model: affectrt.Model) -> None:
+    timer = StageTimer()
+    with Media.open(DEMO, max_video_rate_hz=10.0) as media, tiny_model.stream(timer=timer) as stream:
+        results: list[Affect] = []
+        for item in media:
+            if item.time_s > 4.2:
+                break
+            if isinstance(item, AudioChunk):
+                stream.push_audio(item.pcm, item.sample_rate_hz, item.time_s)
+            else:
+                assert isinstance(item, VideoFrame)
+                stream.push_frame(item.bgr, item.time_s)
+            results += stream.poll()
+        assert stream.events() == []
+    assert times(results) == [1.0, 2.0, 3.0, 4.0]
+    assert {"audio", "vision"} <= set().union(*(affect.present for affect in results))
+    assert all(0 < affect.latency_ms < 5_000 for affect in results)
+    assert {"face tracking", "face encoder", "audio features", "audio encoder", "fusion"} <= set(
+        timer.seconds
+    )
+
+
+def test_pushed_features(tiny_model: affectrt.Model) -> None:
+    dim = tiny_model.encoders.dim("vision")
+    rows = FeatureSequence("vision", np.ones((15, dim), np.float32), np.arange(15) / 10, "OpenFace")
+    with tiny_model.stream() as stream:
+        stream.push_features(rows)
+        (affect,) = stream.poll()
+        expected = tiny_model.fuse({"vision": rows.between(-3.0, 1.0)}, 1.0, perf_counter())
+        assert comparable([affect]) == comparable([expected])
+        wide = FeatureSequence("vision", np.ones((1, dim + 1), np.float32), np.ones(1))
+        assert error_of(lambda: stream.push_features(wide)) == "features.dim"
+
+
+def test_bad_input_is_refused_and_changes_nothing(tiny_model: affectrt.Model) -> None:
+    grey = np.zeros((48, 48), np.uint8)
+    good = voice(1.0)
+    with tiny_model.stream() as stream:
+        for call, code in (
+            (lambda: stream.push_audio(np.full(10, np.nan), RATE_HZ), "audio.not_finite"),
+            (lambda: stream.push_audio(np.zeros((2, 3, 4)), RATE_HZ), "audio.shape"),
+            (lambda: stream.push_audio(np.zeros(10, np.uint8), RATE_HZ), "audio.dtype"),
+            (lambda: stream.push_audio(good, 10), "audio.sample_rate"),
+            (lambda: stream.push_audio(good, RATE_HZ, float("nan")), "stream.time"),
+            (lambda: stream.push_frame(np.zeros((10_000, 10_000, 3), np.uint8)), "vision.frame_shape"),
+            (lambda: stream.push_frame(grey, float("inf")), "stream.time"),
+            (lambda: stream.push_text("so", 2.0, 1.0), "text.times"),
+            (lambda: stream.push_text("so", float("nan")), "stream.time"),
+        ):
+            assert error_of(call) == code
+        assert stream.flush() == []
+        stream.push_audio(good, RATE_HZ, 0.0)
+        assert times(stream.flush()) == [1.0]
+        assert stream.events() == []
+
+
+def test_caller_may_use_its_buffers_again(tiny_model: affectrt.Model) -> None:
+    expected, results = ([], [])  # type: tuple[list[Affect], list[Affect]]
+    for affects, spoil in ((expected, False), (results, True)):
+        buffer = voice(2.0)
+        with tiny_model.stream() as stream:
+            stream.push_audio(buffer, RATE_HZ, 0.0)
+            if spoil:
+                buffer[:] = 0.0
+            affects += comparable(stream.poll())
+    assert results == expected
+    assert results[-1].present == {"audio"}
+
+
+def test_a_fault_in_time_order_becomes_an_event(tiny_model: affectrt.Model) -> None:
+    with tiny_model.stream() as stream:
+        stream.push_audio(voice(5.0), RATE_HZ, 0.0)
+        assert len(stream.poll()) == 5
+        stream.push_audio(voice(1.0), RATE_HZ, 1.0)
+        stream.push_text("so", 5.5, 6.0)
+        assert times(stream.poll()) == [6.0]
+        (event,) = stream.events()
+        assert (event.code, event.time_s) == ("audio.backwards_time", 1.0)
+        assert stream.events() == []
+
+
+def test_clock_of_the_application(tiny_model: affectrt.Model) -> None:
+    """Times may be those of the wall clock: nothing is computed for the years before."""
+    start_s = 1_790_000_000.25
+    with tiny_model.stream() as stream:
+        stream.push_audio(voice(2.0), RATE_HZ, start_s)
+        assert times(stream.poll()) == [1_790_000_001.0, 1_790_000_002.0]
+        stream.push_audio(voice(1.0), RATE_HZ, start_s + 1e9)
+        assert times(stream.poll()) == [2_790_000_001.0]
+        assert [event.code for event in stream.events()] == ["stream.time_jump"]
+
+
+def test_pause_has_results(tiny_model: affectrt.Model) -> None:
+    with tiny_model.stream() as stream:
+        stream.push_text("so happy", 0.0, 1.0)
+        stream.push_text("so sad", 29.0, 30.0)
+        results = stream.poll()
+    assert times(results) == [float(k) for k in range(1, 31)]
+    assert results[14].present == frozenset()
+
+
+def test_without_times_input_is_live(tiny_model: affectrt.Model) -> None:
+    with tiny_model.stream(hop_s=60.0) as stream:
+        opened = perf_counter()
+        for _ in range(10):
+            stream.push_audio(np.zeros(160, np.float32), RATE_HZ)
+            stream.push_frame(np.zeros((120, 160, 3), np.uint8))
+            sleep(0.02)
+        stream.push_text("great")
+        elapsed = perf_counter() - opened
+        (newest,) = stream.flush()
+    assert newest.present == {"text"}
+    assert 0.2 <= newest.time_s <= elapsed + 0.1
+
+
+def test_gapless_audio_without_times(tiny_model: affectrt.Model) -> None:
+    """A recording pushed at once, faster than real time, keeps its own length."""
+    with tiny_model.stream() as stream:
+        pcm = voice(3.0)
+        for k in range(30):
+            stream.push_audio(pcm[k * 1600 : (k + 1) * 1600], RATE_HZ)
+        results = stream.flush()
+    assert results[-1].time_s == pytest.approx(3.0, abs=0.5)
+
+
+def test_backlog_is_bounded(tiny_model: affectrt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(affectrt.stream, "MAX_PENDING_BYTES", 10 * 4 * RATE_HZ)
+    with tiny_model.stream() as stream:
+        for k in range(30):
+            stream.push_audio(np.zeros(RATE_HZ, np.float32), RATE_HZ, float(k))
+        results = stream.poll()
+        events = stream.events()
+    assert [event.code for event in events] == ["stream.behind"] * 20
+    assert [event.time_s for event in events] == [float(k) for k in range(20)]
+    assert times(results) == [float(k) for k in range(21, 31)]
+
+
+def test_closed(tiny_model: affectrt.Model) -> None:
+    with tiny_model.stream() as stream:
+        pass
+    assert error_of(lambda: stream.push_text("so", 0.0, 1.0)) == "stream.closed"
+    assert error_of(stream.poll) == "stream.closed"
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_config(tiny_model: affectrt.Model, value: float) -> None:
+    assert error_of(lambda: tiny_model.stream(hop_s=value)) == "stream.config"
+    assert error_of(lambda: tiny_model.stream(window_s=value)) == "stream.config"
+
+
+def test_capture_threads_and_a_polling_thread(tiny_model: affectrt.Model) -> None:
+    pcm = voice(6.0)
+    words = words_of("i am so happy it was a great film i love it", 0.2, 5.8)
+    with tiny_model.stream(hop_s=0.5) as expected_stream:
+        expected_stream.push_audio(pcm, RATE_HZ, 0.0)
+        for word in words:
+            expected_stream.push_word(word)
+        expected = comparable(expected_stream.flush())
+
+    def hear(stream: Stream) -> None:
+        for k in range(60):
+            stream.push_audio(pcm[k * 1600 : (k + 1) * 1600], RATE_HZ, k / 10)
+            sleep(0.002)
+
+    def read(stream: Stream) -> None:
+        for word in words:
+            stream.push_word(word)
+            sleep(0.001)
+
+    results: list[Affect] = []
+    with tiny_model.stream(hop_s=0.5) as stream:
+        threads = [threading.Thread(target=work, args=(stream,)) for work in (hear, read)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            results += stream.poll()
+        for thread in threads:
+            thread.join()
+        results += stream.flush()
+        assert stream.events() == []
+    # Which words a result has seen depends on who was faster; that each is told once and in order doesn't.
+    assert times(results) == times(expected)
+    assert comparable(results)[-1] == expected[-1]
+
+
+def test_word_objects_and_text_are_the_same(tiny_model: affectrt.Model) -> None:
+    with tiny_model.stream() as one, tiny_model.stream() as other:
+        one.push_text("so happy", 0.0, 1.0)
+        other.push_word(Word("so", 0.0, 0.5))
+        other.push_word(Word("happy", 0.5, 1.0))
+        assert comparable(one.poll()) == comparable(other.poll()) != []
