@@ -274,7 +274,7 @@ def report(findings: Sequence[Finding]) -> str:
         if finding.fix:
             lines.append(f"{'':<5}  {'':<{width}}  → {finding.fix}")
     faults = sum(finding.state == "FAULT" for finding in findings)
-    lines.append("everything that is installed works" if not faults else f"{faults} faults")
+    lines.append(f"{faults} fault{'s' * (faults > 1)}" if faults else "everything that is installed works")
     return "\n".join(lines) + "\n"
 
 

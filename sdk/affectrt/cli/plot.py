@@ -80,7 +80,7 @@ def _points(rows: Sequence[Affect], every_s: float) -> list[tuple[float, Affect]
 
 
 def _begin(rows: Sequence[Affect], k: int, every_s: float) -> float:
-    """From when row ``k`` is drawn: one step before it, but not over the row before (the last step is short)."""
+    """From when row ``k`` is drawn: one step before it, less where the row before is nearer than that."""
     before = rows[k].time_s - every_s
     return max(before, rows[k - 1].time_s) if k else before
 

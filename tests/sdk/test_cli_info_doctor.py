@@ -1,0 +1,155 @@
+"""``affectrt info`` and ``affectrt doctor``, the way commands are found, and the output files."""
+
+from __future__ import annotations
+
+import importlib
+import stat
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from affectrt.bundle import Bundle
+from affectrt.cli import main
+from affectrt.cli.doctor import check_bundle, check_native, ghrnn_by_equation
+from affectrt.cli.output import output_file
+from affectrt.errors import AffectError
+
+
+def test_info_shows_the_manifest(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tiny_bundle)]) == 0
+    out = capsys.readouterr().out
+    bundle = Bundle.open(tiny_bundle)
+    assert bundle.sha256 in out
+    for shown in ("tiny", "Apache-2.0", "vision.onnx", "fp32", "random weights", "1.5000"):
+        assert shown in out
+    assert main(["info", str(tiny_bundle), "--json"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == bundle.manifest.to_json()
+    assert main(["info", str(tiny_bundle), "--card"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == bundle.manifest.model_card.rstrip()
+
+
+def test_doctor_finds_this_environment_well(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["doctor", str(tiny_bundle)])
+    out = capsys.readouterr().out
+    assert (status, "FAULT" in out) == (0, False), out
+    assert "GHRNN within" in out
+    assert "onnxruntime" in out
+    assert "tiny.affect" in out and "a 4 s window takes" in out
+
+
+def test_doctor_runs_the_bundle(tmp_path: Path) -> None:
+    (tmp_path / "bad.affect").write_bytes(b"nothing")
+    finding = check_bundle(tmp_path / "bad.affect")
+    assert finding.state == "FAULT"
+    assert "bad.affect" in finding.subject and finding.fix
+
+
+def test_a_broken_bundle_makes_doctor_say_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.affect").write_bytes(b"nothing")
+    assert main(["doctor", str(tmp_path / "bad.affect")]) == 1
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "1 fault"
+
+
+def _install(folder: Path, name: str, module: str) -> None:
+    """A distribution as pip records it, with one module."""
+    info = folder / f"{name.replace('-', '_')}-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n", encoding="utf-8")
+    (info / "top_level.txt").write_text(f"{module}\n", encoding="utf-8")
+
+
+def test_two_onnxruntimes_are_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _install(tmp_path, "onnxruntime-gpu", "onnxruntime")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "onnxruntime and onnxruntime-gpu are both installed" in out
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in out
+
+
+def test_the_native_check_compares_with_the_equations() -> None:
+    """One step by hand, so that the yardstick itself is right: H = I = 1, all weights 1, bias 0, x = 1."""
+    finding = check_native()
+    assert finding.state == "ok", finding
+    ones = np.ones((1, 2, 1), np.float32)
+    x = np.ones((1, 1, 2, 1), np.float32)
+    states = ghrnn_by_equation(x, ones, ones, np.zeros((1, 2), np.float32), np.array([2]))
+    z1 = 1 / (1 + np.exp(-1.0))
+    h1 = z1 * np.tanh(1.0)
+    z2 = 1 / (1 + np.exp(-(1.0 + h1)))
+    h2 = (1 - z2) * h1 + z2 * np.tanh(1.0 + z2 * h1)
+    assert states.ravel() == pytest.approx([h1, h2])
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    for command in ("analyze", "doctor", "evaluate", "export", "info", "train"):
+        assert command in out
+
+
+def test_a_broken_command_costs_the_others_nothing(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _install(tmp_path, "plug", "plug")
+    (tmp_path / "plug-9.9.dist-info" / "entry_points.txt").write_text(
+        "[affectrt.commands]\nbroken = no_such_module:COMMAND\ncrash = crashing:COMMAND\n", encoding="utf-8"
+    )
+    (tmp_path / "crashing.py").write_text(
+        "from affectrt.cli import Command\n"
+        "COMMAND = Command('Crash.', lambda parser: None, lambda args: 1 // 0)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    assert main(["info", str(tiny_bundle)]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "(not available here)" in capsys.readouterr().out
+    assert main(["broken"]) == 2
+    assert "[cli.command_broken]" in capsys.readouterr().err
+    # A bug of a command is one line too, unless the traceback is asked for.
+    assert main(["crash"]) == 70
+    err = capsys.readouterr().err
+    assert err.startswith("affectrt: [internal.error] ZeroDivisionError") and err.count("\n") == 1
+    monkeypatch.setenv("AFFECTRT_TRACEBACK", "1")
+    assert main(["crash"]) == 70
+    assert "Traceback" in capsys.readouterr().err
+    sys.modules.pop("crashing", None)
+
+
+def test_an_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="oops"), output_file(path):
+        raise ValueError("oops")
+    assert path.read_bytes() == b"old"
+    with output_file(path) as write:
+        assert path.read_bytes() == b"old"
+        write(b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
+    other = tmp_path / "plain"
+    other.touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+
+
+def test_an_output_may_be_a_device(tmp_path: Path) -> None:
+    with output_file(Path("/dev/null")) as write:
+        write(b"gone")
+    assert Path("/dev/null").is_char_device()
+    with (
+        pytest.raises(AffectError, match="can't write the output") as caught,
+        output_file(tmp_path / "a" / "b"),
+    ):
+        pass
+    assert caught.value.code == "output.unwritable"
