@@ -232,12 +232,13 @@ COMMAND = Command(
     add_arguments=_add_arguments,
     run=_run,
     examples=f"""\
-The manifest has any of the columns text (the words themselves), audio, video, image (paths relative to the
-manifest) and at least one of sentiment (-3 to 3) and emotion ({", ".join(EMOTIONS)}). An empty cell is an
-absent modality or label. Emotion names of other corpora are understood:
+The manifest has any of the columns text (the words themselves), audio, video, image (paths relative
+to the manifest) and at least one of the labels sentiment (-3 to 3) and emotion, which is one of
+{", ".join(EMOTIONS)}.
+An empty cell is an absent modality or label. Emotion names of other corpora are understood:
 {_ALIAS_TABLE}
 
-The JSON holds n and, for each kind of label that occurs, its metrics; an undefined one is null.
+The JSON holds n and, for each kind of label that occurs, its metrics. An undefined metric is null.
 
 examples:
   affectrt evaluate starter.affect --manifest test.csv
