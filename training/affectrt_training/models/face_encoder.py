@@ -21,7 +21,7 @@ class FaceEncoderConfig:
     widths: tuple[int, int, int] = (96, 160, 224)
     """Channels of the 2D-Inception stages at 24×24, 12×12 and 6×6."""
     base_width: int = 3
-    """The paper's d: branch kernels are d, 2d and (for pooling) 1.5d rounded up to the next odd number."""
+    """The paper's d, odd: branch kernels are d, 2d and (for pooling) 1.5d rounded up to an odd number."""
     dim: int = 128
     """Features per face."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.utils import logging as hf_logging
 
 from affectrt.errors import require
 
@@ -37,6 +41,23 @@ def minilm_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the libraries' progress bars and notes to each other, which no user of ours can act on."""
+    logger = hf_logging.get_logger("transformers")
+    level, bars = logger.level, hf_logging.is_progress_bar_enabled()
+    logger.setLevel(hf_logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
 class TextEncoder(nn.Module):
     """A BERT-family encoder with a LoRA adapter; yields one state per token.
 
@@ -46,19 +67,20 @@ class TextEncoder(nn.Module):
     def __init__(self, folder: Path | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__()
         self.lora = lora or LoraSettings()
-        backbone = AutoModel.from_pretrained(
-            folder or minilm_folder(), add_pooling_layer=False, local_files_only=True
-        )
+        with _quietly():
+            backbone = AutoModel.from_pretrained(
+                folder or minilm_folder(), add_pooling_layer=False, local_files_only=True
+            )
+            self.bert = get_peft_model(
+                backbone,
+                LoraConfig(
+                    r=self.lora.rank,
+                    lora_alpha=self.lora.alpha,
+                    lora_dropout=self.lora.dropout,
+                    target_modules=["query", "key", "value", "dense"],
+                ),
+            )
         self.dim: int = backbone.config.hidden_size
-        self.bert = get_peft_model(
-            backbone,
-            LoraConfig(
-                r=self.lora.rank,
-                lora_alpha=self.lora.alpha,
-                lora_dropout=self.lora.dropout,
-                target_modules=["query", "key", "value", "dense"],
-            ),
-        )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         states: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

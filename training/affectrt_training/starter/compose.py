@@ -1,9 +1,9 @@
 """Samples for the fusion stage: real ones of one corpus, and class-conditional combinations of several.
 
-No set at hand has text, voice and face of one person with labels, so people are composed: what someone said,
-how another sounded and how a third looked, all with the same emotion (or, for text that is rated but not
-named, with a matching valence). Modalities are dropped at random; now and then one is merely neutral, as faces
-and voices of people who speak with feeling often are.
+No set at hand has text, voice and face of one person with labels, so people are composed: what someone
+said, how another sounded and how a third looked, all with the same emotion (or, for text that is rated but
+not named, with a matching valence). Modalities are dropped at random; now and then one is merely neutral, as
+faces and voices of people who speak with feeling often are.
 """
 
 from __future__ import annotations
