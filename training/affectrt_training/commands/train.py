@@ -67,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    summary="train a model from data",
+    summary="Train a model from data.",
     add_arguments=_add_arguments,
     run=_run,
     examples="""examples:
