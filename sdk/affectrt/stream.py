@@ -13,7 +13,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import floor, isfinite
 from time import perf_counter
 from types import TracebackType
@@ -38,6 +39,9 @@ DISORDER_S = 1.0
 
 MAX_PENDING_BYTES = 256 * 2**20
 """Sound and pictures that may wait for a poll; beyond it the oldest are dropped, with an event."""
+
+PIECE_S = 1.0
+"""Longer inputs are cut, so that modalities advance together however much of one is pushed at once."""
 
 MAX_GAP_S = 3600.0
 """A longer silence of all inputs is a clock that was set, not a pause: no results are computed for it."""
@@ -64,6 +68,7 @@ class _Input:
     """Something pushed, waiting for :meth:`Stream.poll`."""
 
     start_s: float
+    end_s: float
     arrived_at: float
     size_bytes: int
     feed: Callable[[Timeline], None]
@@ -136,11 +141,12 @@ class Stream:
         with self._lock:
             begin = self._audio_start(length_s) if start_s is None else float(start_s)
             self._audio_end_s = begin + length_s
-            self._push(
-                begin,
-                mono.nbytes,
-                lambda timeline: timeline.push_audio(mono, sample_rate, begin),
-            )
+            step = max(1, int(PIECE_S * sample_rate))
+            for first in range(0, len(mono), step):
+                piece = mono[first : first + step]
+                at_s = begin + first / sample_rate
+                feed = partial(_feed_audio, pcm=piece, sample_rate=sample_rate, start_s=at_s)
+                self._push(at_s, at_s + len(piece) / sample_rate, piece.nbytes, feed)
 
     def push_frame(self, frame: npt.NDArray[np.uint8], time_s: float | None = None) -> None:
         """Take a camera picture, BGR (H, W, 3) or grey (H, W), uint8, captured at ``time_s`` (None: now).
@@ -159,7 +165,7 @@ class Stream:
                 self._sampler = FrameSampler(self._model.manifest.vision.rate_hz)
             if self._sampler.takes(moment):
                 kept = frame.copy()  # cameras reuse their buffers
-                self._push(moment, kept.nbytes, lambda timeline: timeline.push_frame(kept, moment))
+                self._push(moment, moment, kept.nbytes, lambda timeline: timeline.push_frame(kept, moment))
 
     def push_text(self, text: str, start_s: float | None = None, end_s: float | None = None) -> None:
         """Take words said from ``start_s`` to ``end_s``; without an end at an ordinary pace, without a start
@@ -177,7 +183,7 @@ class Stream:
     def push_word(self, word: Word) -> None:
         """Take one word with its times."""
         with self._lock:
-            self._push(word.start_s, 0, lambda timeline: timeline.push_word(word))
+            self._push(word.start_s, word.end_s, 0, lambda timeline: timeline.push_word(word))
 
     def push_features(self, sequence: FeatureSequence) -> None:
         """Take rows of the application's own extractor; from then on they stand for their modality.
@@ -185,13 +191,15 @@ class Stream:
         Raises ``features.dim``; a refused push changes nothing.
         """
         check_dim(sequence, self._model.encoders.dim(sequence.modality))
-        if len(sequence):
-            with self._lock:
-                self._push(
-                    float(sequence.times_s[0]),
-                    sequence.values.nbytes,
-                    lambda timeline: timeline.push_features(sequence),
-                )
+        cuts = np.flatnonzero(np.diff(sequence.times_s // PIECE_S)) + 1
+        with self._lock:
+            for values, times_s in zip(
+                np.split(sequence.values, cuts), np.split(sequence.times_s, cuts), strict=True
+            ):
+                if len(times_s):
+                    piece = replace(sequence, values=values.copy(), times_s=times_s.copy())
+                    feed = partial(Timeline.push_features, sequence=piece)
+                    self._push(float(times_s[0]), float(times_s[-1]), values.nbytes, feed)
 
     def poll(self) -> list[Affect]:
         """Compute and return the results that became due since the last poll, in order of time."""
@@ -221,11 +229,13 @@ class Stream:
 
     def _due(self) -> Iterator[Affect]:
         self._take()
+        if self._tick is None and self._queue:
+            self._tick = self._first_tick(min(item.start_s for item in self._queue))
         while self._queue:
             item = self._queue.popleft()
             self._pass_gap(item.start_s)
             # A backlog is worked off as if it had been polled all along.
-            yield from self._ticks_until(item.start_s - DISORDER_S)
+            yield from self._ticks_until(item.end_s - DISORDER_S)
             try:
                 item.feed(self._timeline)
             except AffectError as error:
@@ -235,18 +245,18 @@ class Stream:
         yield from self._ticks_until(self._timeline.newest_s)
 
     def _pass_gap(self, start_s: float) -> None:
-        """When the stream begins or the clock jumps: the next result is the first one after ``start_s``."""
-        after = max(1, floor(start_s / self._hop_s) + 1)
-        if self._tick is None:
-            self._tick = after
-        elif start_s > self._timeline.newest_s + MAX_GAP_S:
-            self._tick = max(self._tick, after)
+        """When the clock jumps: the next result is the first one after ``start_s``."""
+        if isfinite(self._timeline.newest_s) and start_s > self._timeline.newest_s + MAX_GAP_S:
+            self._tick = self._first_tick(start_s)
             self._report(
                 start_s,
                 "stream.time_jump",
                 f"stream: input of {start_s:.2f} s follows on {self._timeline.newest_s:.2f} s; no results in "
                 f"between, check the clock of the capture",
             )
+
+    def _first_tick(self, start_s: float) -> int:
+        return max(1, floor(start_s / self._hop_s) + 1)
 
     def _ticks_until(self, time_s: float) -> Iterator[Affect]:
         time_s = min(time_s, self._timeline.newest_s)
@@ -270,12 +280,12 @@ class Stream:
             arrived = [*self._queue, *self._pending]
             self._pending.clear()
             self._pending_bytes = 0
-        self._queue = deque(sorted(arrived, key=lambda item: item.start_s))
+        self._queue = deque(sorted(arrived, key=lambda item: item.end_s))
 
-    def _push(self, start_s: float, size_bytes: int, feed: Callable[[Timeline], None]) -> None:
+    def _push(self, start_s: float, end_s: float, size_bytes: int, feed: Callable[[Timeline], None]) -> None:
         """Buffer one input; the caller holds the lock."""
         self._check_open()
-        self._pending.append(_Input(start_s, perf_counter(), size_bytes, feed))
+        self._pending.append(_Input(start_s, end_s, perf_counter(), size_bytes, feed))
         self._pending_bytes += size_bytes
         while self._pending_bytes > MAX_PENDING_BYTES and len(self._pending) > 1:
             lost = self._pending.popleft()
@@ -306,6 +316,12 @@ class Stream:
     def _check_open(self) -> None:
         if self._closed:
             raise AffectError("stream.closed", "stream: it was closed; make another one with model.stream()")
+
+
+def _feed_audio(
+    timeline: Timeline, *, pcm: npt.NDArray[np.float32], sample_rate: int, start_s: float
+) -> None:
+    timeline.push_audio(pcm, sample_rate, start_s)
 
 
 def _check_times(*times_s: float) -> None:

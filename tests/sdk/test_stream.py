@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -105,7 +106,7 @@ def test_audio_and_silence(tiny_model: affectrt.Model) -> None:
     assert comparable(results[-1:]) == comparable([prior])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     chunks=st.lists(st.integers(1, 16_000), min_size=1, max_size=12),
     poll_after=st.lists(st.booleans(), min_size=12, max_size=12),
@@ -126,31 +127,53 @@ def test_chunks_and_polls_make_no_difference(
             if poll:
                 results += stream.poll()
         results += stream.flush()
-    assert times(results) == times(expected)
+    assert times(results) == pytest.approx(times(expected), abs=1e-5)
     for one, other in zip(results, expected, strict=True):
         assert one.present == other.present
         assert one.sentiment == pytest.approx(other.sentiment, abs=1e-4)
 
 
 def test_order_of_pushing_between_polls_makes_no_difference(tiny_model: affectrt.Model) -> None:
-    words = words_of("i am so sad it was awful", 0.1, 6.9)
-    pcm = voice(8.0)
-    sound = [(pcm[k * 1600 : (k + 1) * 1600], k / 10) for k in range(80)]
+    length_s = 20
+    words = words_of("i am so sad it was awful " * 4, 0.0, float(length_s))
+    pcm = voice(length_s)
+    dim = tiny_model.encoders.dim("vision")
+    moments = np.arange(10 * length_s) / 10
+    faces = FeatureSequence("vision", np.sin(np.arange(dim) + moments[:, None]).astype(np.float32), moments)
 
-    def run(words_first: bool) -> list[Affect]:
+    def push_words(stream: Stream) -> None:
+        for word in words:
+            stream.push_word(word)
+
+    def push_sound(stream: Stream) -> None:
+        stream.push_audio(pcm, RATE_HZ, 0.0)
+
+    def push_faces(stream: Stream) -> None:
+        stream.push_features(faces)
+
+    def push_along(stream: Stream) -> list[Affect]:
+        results: list[Affect] = []
+        for k in range(10 * length_s):
+            stream.push_audio(pcm[k * 1600 : (k + 1) * 1600], RATE_HZ, k / 10)
+            for word in words:
+                if k / 10 < word.end_s <= (k + 1) / 10:
+                    stream.push_word(word)
+            stream.push_features(faces.between(k / 10 if k else -1.0, (k + 1) / 10))
+            results += stream.poll() if k % 7 == 0 else []
+        return results
+
+    with tiny_model.stream() as stream:
+        expected = push_along(stream) + stream.flush()
+    assert [affect.present for affect in expected] == [{"text", "audio", "vision"}] * length_s
+    for order in permutations((push_words, push_sound, push_faces)):
         with tiny_model.stream() as stream:
-            for stage in (0, 1) if words_first else (1, 0):
-                if stage == 0:
-                    for word in words:
-                        stream.push_word(word)
-                else:
-                    for chunk, start_s in sound:
-                        stream.push_audio(chunk, RATE_HZ, start_s)
-            return comparable(stream.flush())
-
-    results = run(words_first=True)
-    assert results == run(words_first=False)
-    assert [affect.present for affect in results] == [{"text", "audio"}] * 8
+            for push in order:
+                push(stream)
+            results = stream.flush()
+        assert times(results) == times(expected)
+        for one, other in zip(results, expected, strict=True):
+            assert one.present == other.present
+            assert one.sentiment == pytest.approx(other.sentiment, abs=1e-4)
 
 
 def test_a_real_clip(tiny_model: affectrt.Model) -> None:
@@ -158,7 +181,7 @@ def test_a_real_clip(tiny_model: affectrt.Model) -> None:
     with Media.open(DEMO, max_video_rate_hz=10.0) as media, tiny_model.stream(timer=timer) as stream:
         results: list[Affect] = []
         for item in media:
-            if item.time_s > 4.2:
+            if item.time_s > 2.2:
                 break
             if isinstance(item, AudioChunk):
                 stream.push_audio(item.pcm, item.sample_rate_hz, item.time_s)
@@ -167,7 +190,7 @@ def test_a_real_clip(tiny_model: affectrt.Model) -> None:
                 stream.push_frame(item.bgr, item.time_s)
             results += stream.poll()
         assert stream.events() == []
-    assert times(results) == [1.0, 2.0, 3.0, 4.0]
+    assert times(results) == [1.0, 2.0]
     assert {"audio", "vision"} <= set().union(*(affect.present for affect in results))
     assert all(0 < affect.latency_ms < 5_000 for affect in results)
     assert {"face tracking", "face encoder", "audio features", "audio encoder", "fusion"} <= set(
