@@ -36,7 +36,7 @@ demo: $(STARTER)
 	@clip='$(CLIP)'; set --; \
 	for ending in srt vtt; do \
 	  transcript="$${clip%.*}.$$ending"; \
-	  if [ -f "$$transcript" ]; then set -- --transcript "$$transcript"; break; fi; \
+	  if [ -f "$$transcript" ] && [ "$$transcript" != "$$clip" ]; then set -- --transcript "$$transcript"; break; fi; \
 	done; \
 	echo "$(BIN)/affectrt analyze $$clip --bundle $(STARTER) $$*"; \
 	$(BIN)/affectrt analyze "$$clip" --bundle $(STARTER) "$$@"
