@@ -1,0 +1,177 @@
+"""PyTorch modules → portable ONNX graphs: standard operators, opset 17, IR 10, dynamic lengths and batch.
+
+The same module gives the same bytes. Nothing of the machine that exported, such as paths, stays in a graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt_export import opset
+from affectrt_export.translations import TRANSLATIONS, fold_weights
+
+OPSET = opset.TO
+"""Operator set of every graph: ONNX Runtime 1.12 and TensorRT 8.6 read it."""
+IR_VERSION = 10
+"""ONNX Runtime 1.18, the oldest that is supported, reads no newer."""
+
+FUSION_INPUTS: tuple[str, ...] = tuple(name for m in MODALITIES for name in (m, f"{m}_lengths"))
+"""Inputs of a fusion graph, in order."""
+
+Axes = Sequence[str | int]
+"""A shape: sizes, or the names of those that vary."""
+
+
+class _TextStates(nn.Module):
+    """A BERT for export: its mask, positions and token types written so that the graph stays plain.
+
+    Left to itself, transformers writes them as lookups in buffers and the mask as a search for rows that are
+    masked throughout, which here never are.
+    """
+
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        copy: Any = deepcopy(bert)
+        copy.set_attn_implementation("eager")
+        self.bert = copy
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        bias = (1 - attention_mask[:, None, None, :]).to(torch.float32) * -1e9
+        states: Tensor = self.bert(
+            input_ids=input_ids,
+            attention_mask=bias,
+            position_ids=torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0),
+            token_type_ids=torch.zeros_like(input_ids),
+        ).last_hidden_state
+        return states
+
+
+def text_graph(encoder: nn.Module, dim: int) -> bytes:
+    """A transformers BERT → ``input_ids``, ``attention_mask`` (batch, tokens) int64 → ``states``."""
+    ids = torch.ones(2, 7, dtype=torch.int64)
+    axes: Axes = ("batch", "tokens")
+    return _export(
+        _TextStates(encoder).eval(),
+        {"input_ids": (ids, axes), "attention_mask": (torch.ones_like(ids), axes)},
+        {"states": ("batch", "tokens", dim)},
+    )
+
+
+def audio_graph(encoder: nn.Module, n_mels: int, dim: int) -> bytes:
+    """A voice encoder → ``log_mel`` (batch, frames, n_mels) → ``states`` (batch, rows, dim)."""
+    return _export(
+        encoder,
+        {"log_mel": (torch.zeros(2, 37, n_mels), ("batch", "frames", n_mels))},
+        {"states": ("batch", "rows", dim)},
+    )
+
+
+def vision_graph(encoder: nn.Module, crop_px: int, dim: int) -> bytes:
+    """A face encoder → ``faces`` (faces, crop_px, crop_px) in [0, 1] → ``states`` (faces, dim)."""
+    return _export(
+        encoder,
+        {"faces": (torch.zeros(3, crop_px, crop_px), ("faces", crop_px, crop_px))},
+        {"states": ("faces", dim)},
+    )
+
+
+def fusion_graph(fusion: nn.Module, dims: Mapping[Modality, int]) -> bytes:
+    """A fusion model → :data:`FUSION_INPUTS` → ``sentiment`` (batch,), ``emotion_logits`` (batch, 7)."""
+    inputs: dict[str, tuple[Tensor, Axes]] = {}
+    for steps, modality in zip((5, 6, 7), MODALITIES, strict=True):
+        dim = dims[modality]
+        inputs[modality] = (torch.zeros(2, steps, dim), ("batch", f"{modality}_rows", dim))
+        inputs[f"{modality}_lengths"] = (torch.tensor([steps, 1]), ("batch",))
+    return _export(fusion, inputs, {"sentiment": ("batch",), "emotion_logits": ("batch", len(EMOTIONS))})
+
+
+def _export(
+    module: nn.Module, inputs: Mapping[str, tuple[Tensor, Axes]], outputs: Mapping[str, Axes]
+) -> bytes:
+    """Trace on the example ``inputs``; the axes with names stay dynamic, from 1 up."""
+    varying = {axis for _, axes in inputs.values() for axis in axes if isinstance(axis, str)}
+    dims = {name: torch.export.Dim(name, min=1) for name in sorted(varying)}
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            kwargs={name: example for name, (example, _) in inputs.items()},
+            dynamo=True,
+            opset_version=opset.FROM,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes={
+                name: {i: dims[axis] for i, axis in enumerate(axes) if isinstance(axis, str)}
+                for name, (_, axes) in inputs.items()
+            },
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+        )
+        if program is None:
+            raise AssertionError("unreachable: with dynamo=True the exporter returns a program or raises")
+        fold_weights(program)
+        model = program.model_proto
+    _declare_shapes(model.graph.output, outputs)
+    _forget_origin(model)
+    opset.downgrade(model)
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model, full_check=True)
+    return serialize(model)
+
+
+def serialize(model: Any) -> bytes:
+    """An ``onnx.ModelProto`` as bytes, the same for the same model."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _declare_shapes(values: Any, shapes: Mapping[str, Axes]) -> None:
+    for value in values:
+        tensor = value.type.tensor_type
+        del tensor.shape.dim[:]
+        for axis in shapes[value.name]:
+            if isinstance(axis, str):
+                tensor.shape.dim.add().dim_param = axis
+            else:
+                tensor.shape.dim.add().dim_value = axis
+
+
+def _forget_origin(model: Any) -> None:
+    """Drop stack traces, source paths and other notes of the exporter."""
+    del model.metadata_props[:]
+    model.producer_name, model.producer_version, model.doc_string = "affectrt", "", ""
+    graph = model.graph
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    graph.name, graph.doc_string = "graph", ""
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep to itself what the exporter says about itself: nothing of it is about the model."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # one line for every torchvision operator that isn't installed
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning
+            )
+            # Two inputs share an axis: it can bear one name only, and does.
+            warnings.filterwarnings(
+                "ignore", message="# The axis name: .* will not be used", category=UserWarning
+            )
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,131 @@
+"""A starter with tiny random parts, and what one export of it gives."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from affectrt.bundle import Bundle
+from affectrt.calibration import PRESENCE_KEYS
+from affectrt.features.audio import AudioConfig
+from affectrt.features.vision import VisionConfig
+from affectrt_export import graphs
+from affectrt_export.gate import probe_sentences
+from affectrt_export.package import ExportReport, export_starter
+from affectrt_training.models.face_encoder import FaceEncoder, FaceEncoderConfig
+from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
+from affectrt_training.models.voice_encoder import VoiceEncoder, VoiceEncoderConfig
+from affectrt_training.starter.weights import Starter
+
+TEXT_DIM, AUDIO_DIM, VISION_DIM, N_MELS, MAX_TOKENS = 32, 10, 8, 16, 24
+
+
+def _meta(fusion: GhrnnCmaConfig) -> dict[str, Any]:
+    return {
+        "config": asdict(fusion),
+        "text": {"dim": TEXT_DIM, "max_tokens": MAX_TOKENS},
+        "audio": {"dim": AUDIO_DIM, **asdict(AudioConfig(n_mels=N_MELS))},
+        "vision": {"dim": VISION_DIM, **asdict(VisionConfig())},
+        "calibration": {
+            "coverage": 0.9,
+            "temperature": dict.fromkeys(PRESENCE_KEYS, 1.5),
+            "interval_half_width": dict.fromkeys(PRESENCE_KEYS, 0.8),
+        },
+        "window_s": 4.0,
+        "metrics": [{"name": "mae", "value": 1.5, "dataset": "random weights", "modalities": "text"}],
+        "licence": "Apache-2.0",
+        "model_card": "# Tiny\n\nRandom weights for tests.\n",
+    }
+
+
+@pytest.fixture(scope="session")
+def make_starter(tiny_members: dict[str, bytes]) -> Callable[..., Starter]:
+    """Builds the tiny starter, always the same; ``bert`` may be another class of text encoder."""
+
+    def make(bert: type[BertModel] = BertModel) -> Starter:
+        tokenizer = tiny_members["tokenizer.json"]
+        torch.manual_seed(3)
+        text = bert(
+            BertConfig(
+                vocab_size=len(json.loads(tokenizer)["model"]["vocab"]),
+                hidden_size=TEXT_DIM,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                max_position_embeddings=40,
+                initializer_range=0.3,  # so that attention has something to choose from
+            ),
+            add_pooling_layer=False,
+        )
+        config = GhrnnCmaConfig(
+            text_dim=TEXT_DIM,
+            audio_dim=AUDIO_DIM,
+            vision_dim=VISION_DIM,
+            model_dim=16,
+            heads=2,
+            hidden_dim=8,
+            fused_dim=12,
+        )
+        voice = VoiceEncoder(VoiceEncoderConfig(n_mels=N_MELS, channels=(4, 6, 8), dim=AUDIO_DIM))
+        face = FaceEncoder(FaceEncoderConfig(stem=8, widths=(48, 48, 56), dim=VISION_DIM))
+        fusion = GhrnnCma(config)
+        for module in (text, voice, face, fusion):
+            module.eval().requires_grad_(False)
+        return Starter(text, voice, face, fusion, tokenizer, _meta(config))
+
+    return make
+
+
+def write_mosi(folder: Path, label: Callable[[str], float]) -> Path:
+    """A data folder whose MOSI validation split is the probe sentences, labelled by a function."""
+    path = folder / "text/mosi_train_valid.csv"
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "video_id", "clip", "split", "sentiment", "text"])
+        for number, sentence in enumerate(probe_sentences()):
+            writer.writerow([number, "v", number, "valid", label(sentence), sentence])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_mosi(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[str], float]], Path]:
+    """Writes a data folder as :func:`write_mosi` does."""
+    return lambda label: write_mosi(tmp_path_factory.mktemp("mosi"), label)
+
+
+@pytest.fixture(scope="session")
+def starter(make_starter: Callable[..., Starter]) -> Starter:
+    """The tiny starter. Don't change it: make another."""
+    return make_starter()
+
+
+@pytest.fixture(scope="session")
+def report(
+    starter: Starter,
+    make_mosi: Callable[[Callable[[str], float]], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ExportReport:
+    """One good export of the tiny starter, its gate measured."""
+    path = tmp_path_factory.mktemp("export") / "tiny.affect"
+    return export_starter(starter, path, data=make_mosi(lambda sentence: len(sentence) % 7 - 3.0))
+
+
+@pytest.fixture(scope="session")
+def bundle(report: ExportReport) -> Bundle:
+    """What that export wrote."""
+    return Bundle.open(report.path)
+
+
+@pytest.fixture(scope="session")
+def text_fp32(starter: Starter) -> bytes:
+    """The text graph before quantization."""
+    return graphs.text_graph(starter.text_encoder, TEXT_DIM)
