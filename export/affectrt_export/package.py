@@ -1,0 +1,268 @@
+"""Trained parts → a bundle that was proven before it got its name.
+
+In this order, and any refusal leaves nothing behind: every graph against PyTorch, int8 against fp32 on the
+task, then the written file is opened again as a device would and must repeat its answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+import affectrt
+from affectrt.affect import EMOTIONS, Modality
+from affectrt.backends import FloatArray
+from affectrt.backends.onnx_runtime import OnnxGraph
+from affectrt.bundle import write_bundle
+from affectrt.errors import AffectError
+from affectrt.features.text import Tokenizer, words_of
+from affectrt.manifest import SCHEMA, Manifest, Metric
+from affectrt.model import Model
+from affectrt_export import gate, graphs, parity
+from affectrt_export.gate import Int8Gate
+from affectrt_export.progress import Stages, silent
+from affectrt_export.quantize import quantize
+
+if TYPE_CHECKING:
+    from affectrt_training.starter.weights import Starter
+
+NAME, FAMILY = "starter", "ghrnn-cma"
+TOKENIZER, WEIGHTS = "tokenizer.json", "fusion.safetensors"
+PROBE_SET = "AffectRT probe sentences"
+GATE_SET = "CMU-MOSI valid"
+
+_NEEDED_META = (
+    "config",
+    "text",
+    "audio",
+    "vision",
+    "calibration",
+    "window_s",
+    "metrics",
+    "licence",
+    "model_card",
+)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export measured on its way."""
+
+    path: Path
+    """The bundle."""
+    manifest: Manifest
+    """What it says about itself, members' sizes and hashes included."""
+    largest_difference: Mapping[str, float]
+    """Graph → largest difference between its fp32 form and PyTorch."""
+    token_cosine: float
+    """Mean cosine between int8 and fp32 token states of the probe sentences."""
+    gate: Int8Gate
+    """What int8 costs: measured when data were given, else as recorded."""
+    probe_difference: float | None
+    """Largest difference from the recorded answers; None when the gate was measured afresh."""
+
+
+def export_starter(
+    starter: Starter, output: Path, *, data: Path | None = None, stages: Stages = silent
+) -> ExportReport:
+    """Write the starter's bundle to ``output``.
+
+    With ``data`` the int8 gate is measured on CMU-MOSI's validation split, else the recorded one is verified.
+    Raises ``export.parity``, ``export.int8_gate``, ``export.meta`` when the weights' sidecar lacks something,
+    ``export.verify`` when the written bundle doesn't repeat its answer, ``output.unwritable`` and
+    ``data.not_found``.
+    """
+    manifest, recorded = _manifest(starter.meta), None
+    if data is None:
+        recorded = Int8Gate.recorded(starter.meta)
+        gate.check_cost(recorded)  # before minutes of work
+    with _workplace(output) as folder:
+        members, differences = _proven_members(starter, manifest, stages)
+        with stages("text encoder → int8"):
+            fp32_text = members["text.onnx"]
+            members["text.onnx"] = quantize(fp32_text)
+        with stages("int8 token states against fp32"):
+            tokenizer = Tokenizer.from_json(starter.tokenizer_json, manifest.text.max_tokens)
+            cosine = token_cosine(fp32_text, members["text.onnx"], tokenizer)
+        candidate = _load(folder / "int8.affect", manifest, members)
+        if recorded is not None:
+            found = recorded
+            with stages("int8 gate: is this the encoder that was measured?"):
+                probe_difference: float | None = gate.check_probe(found, gate.probe(candidate))
+        else:
+            assert data is not None
+            with stages(f"int8 gate: measuring on {GATE_SET}"):
+                fp32 = _load(folder / "fp32.affect", manifest, {**members, "text.onnx": fp32_text})
+                found, probe_difference = gate.measure(fp32, candidate, data), None
+            gate.check_cost(found)
+        with stages("bundle: written, opened again, asked once more"):
+            manifest = replace(manifest, metrics=(*manifest.metrics, *_measured(found, cosine)))
+            final = folder / "final.affect"
+            model = _load(final, manifest, members)
+            _check_same_answer(candidate, model)
+            _move(final, output)
+    return ExportReport(output, model.manifest, differences, cosine, found, probe_difference)
+
+
+@contextmanager
+def _workplace(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` that is gone afterwards. Made first: who can't write there needn't wait."""
+    try:
+        if output.is_dir():
+            raise IsADirectoryError(0, "it is a directory")
+        folder = TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _move(source: Path, output: Path) -> None:
+    try:
+        source.replace(output)
+    except OSError as error:
+        raise _unwritable(output, error) from error
+
+
+def _unwritable(output: Path, error: OSError) -> AffectError:
+    return AffectError(
+        "output.unwritable",
+        f"can't write the bundle '{output}' ({error.strerror}); check that its folder exists and is yours",
+    )
+
+
+def _proven_members(
+    starter: Starter, manifest: Manifest, stages: Stages
+) -> tuple[dict[str, bytes], dict[str, float]]:
+    """Every file of the bundle with all graphs in fp32, and each graph's largest difference from PyTorch."""
+    max_tokens, n_mels, crop_px = manifest.text.max_tokens, manifest.audio.n_mels, manifest.vision.crop_px
+    dims: dict[Modality, int] = {
+        "text": manifest.text.dim,
+        "audio": manifest.audio.dim,
+        "vision": manifest.vision.dim,
+    }
+    frames = round(parity.LONGEST_AUDIO_S / manifest.audio.hop_s)
+    sentences, tokenizer = gate.probe_sentences(), Tokenizer.from_json(starter.tokenizer_json, max_tokens)
+    members: dict[str, bytes] = {TOKENIZER: starter.tokenizer_json}
+    differences: dict[str, float] = {}
+
+    def prove(
+        name: str,
+        graph: Callable[[], bytes],
+        module: nn.Module,
+        cases: Iterable[parity.Case],
+        outputs: Sequence[str] = ("states",),
+    ) -> None:
+        member = f"{name}.onnx"
+        with stages(f"{name}: PyTorch → ONNX"):
+            members[member] = graph()
+        with stages(f"{name}: ONNX against PyTorch"):
+            differences[name] = parity.check_parity(member, members[member], module, outputs, cases)
+
+    text, voice, face, fusion = (
+        starter.text_encoder,
+        starter.voice_encoder,
+        starter.face_encoder,
+        starter.fusion,
+    )
+    text_cases = parity.text_cases(tokenizer, sentences, max_tokens)
+    prove("text", lambda: graphs.text_graph(text, dims["text"]), text, text_cases)
+    audio_cases = parity.audio_cases(n_mels, frames)
+    prove("audio", lambda: graphs.audio_graph(voice, n_mels, dims["audio"]), voice, audio_cases)
+    vision_cases = parity.vision_cases(crop_px)
+    prove("vision", lambda: graphs.vision_graph(face, crop_px, dims["vision"]), face, vision_cases)
+
+    ids = parity.token_stream(tokenizer, sentences, max_tokens)[None]
+    states: dict[Modality, FloatArray] = {
+        "text": parity.first_output(text, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0],
+        "audio": parity.first_output(voice, {"log_mel": parity.speech_like(frames, n_mels)[None]})[0],
+        "vision": parity.first_output(face, {"faces": parity.face_like(40, crop_px)}),
+    }
+    outputs = ("sentiment", "emotion_logits")
+    prove("fusion", lambda: graphs.fusion_graph(fusion, dims), fusion, parity.fusion_cases(states), outputs)
+    # For native execution: the weights under the names they have in the model.
+    weights = {name: tensor.float().contiguous() for name, tensor in fusion.state_dict().items()}
+    members[WEIGHTS] = save_safetensors(weights)
+    return members, differences
+
+
+def token_cosine(fp32: bytes, int8: bytes, tokenizer: Tokenizer) -> float:
+    """Mean cosine between the token states of two text graphs over the probe sentences."""
+    runners = [OnnxGraph(graph, threads=1, name="text.onnx") for graph in (fp32, int8)]
+    cosines = []
+    for sentence in gate.probe_sentences():
+        ids = tokenizer.encode(words_of(sentence, 0.0)).ids[None]
+        a, b = (runner(input_ids=ids, attention_mask=np.ones_like(ids))[0][0] for runner in runners)
+        cosines.append((a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)))
+    return float(np.concatenate(cosines).mean())
+
+
+def _manifest(meta: Mapping[str, Any]) -> Manifest:
+    """What the bundle will say, but for its members' sizes and hashes and what the export measures."""
+    missing = [key for key in _NEEDED_META if key not in meta]
+    if missing:
+        raise AffectError(
+            "export.meta",
+            f"the weights' sidecar lacks {', '.join(missing)}; train again: affectrt train starter",
+        )
+    graph_names = {part: f"{part}.onnx" for part in ("text", "audio", "vision", "fusion")}
+    members = (*graph_names.values(), TOKENIZER, WEIGHTS)
+    fields: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": NAME,
+        "family": FAMILY,
+        "config": meta["config"],
+        "labels": list(EMOTIONS),
+        "text": {"graph": graph_names["text"], "tokenizer": TOKENIZER, **meta["text"]},
+        "audio": {"graph": graph_names["audio"], **meta["audio"]},
+        "vision": {"graph": graph_names["vision"], **meta["vision"]},
+        "fusion": {"graph": graph_names["fusion"], "weights": WEIGHTS},
+        "calibration": meta["calibration"],
+        "window_s": meta["window_s"],
+        "precision": {"text": "int8", "audio": "fp32", "vision": "fp32", "fusion": "fp32"},
+        "opset": graphs.OPSET,
+        "ir_version": graphs.IR_VERSION,
+        "metrics": meta["metrics"],
+        "licence": meta["licence"],
+        "model_card": meta["model_card"],
+        "members": {name: {"sha256": hashlib.sha256().hexdigest(), "bytes": 0} for name in members},
+    }
+    # Through JSON, so that the sidecar is held to the same strict schema as a bundle from elsewhere.
+    return Manifest.from_json(json.dumps(fields), "made from the weights' sidecar")
+
+
+def _measured(found: Int8Gate, cosine: float) -> tuple[Metric, ...]:
+    """Before and after quantization."""
+    return (
+        Metric("mae_fp32", found.mosi_valid_mae_fp32, GATE_SET, "text"),
+        Metric("mae_int8", found.mosi_valid_mae_int8, GATE_SET, "text"),
+        Metric("token_cosine_int8", round(cosine, 5), PROBE_SET, "text"),
+    )
+
+
+def _load(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> Model:
+    write_bundle(path, manifest, members)
+    return affectrt.load(path)
+
+
+def _check_same_answer(measured: Model, written: Model) -> None:
+    sentence = gate.probe_sentences()[0]
+    before, after = (model.predict(text=sentence) for model in (measured, written))
+    same = np.allclose(list(before.emotions.values()), list(after.emotions.values()), atol=1e-5)
+    if after.present != {"text"} or not same or abs(before.sentiment - after.sentiment) > 1e-5:
+        raise AffectError(
+            "export.verify",
+            f"the bundle, opened again, says {after.sentiment:+.4f} to '{sentence}' from "
+            f"{sorted(after.present) or 'nothing'}; expected {before.sentiment:+.4f} from text; nothing was "
+            f"written",
+        )

@@ -1,0 +1,67 @@
+"""``affectrt export`` as people type it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import affectrt
+from affectrt.cli import main
+from affectrt_export.command import _print
+from affectrt_export.package import ExportReport
+from affectrt_export.progress import shown
+from affectrt_training.starter.weights import COMMITTED
+
+
+def test_recording_a_gate_needs_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "starter", "--record-gate"]) == 2
+    assert "[cli.usage] --record-gate" in capsys.readouterr().err
+
+
+def test_only_what_can_be_exported_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "nothing"]) == 2
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err
+
+
+def test_missing_weights_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(
+            ["export", "starter", "--weights", str(tmp_path / "none.safetensors"), "-o", str(tmp_path / "x")]
+        )
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert "[weights.not_found]" in error
+    assert error.strip().splitlines()[-1].startswith("affectrt: [")
+
+
+def test_the_report_names_what_was_measured(report: ExportReport, capsys: pytest.CaptureFixture[str]) -> None:
+    _print(report)
+    shown_lines = capsys.readouterr().out
+    for part in ("text    int8", "fusion  fp32", "measured now", f"{report.gate.mosi_valid_mae_int8:.4f}"):
+        assert part in shown_lines
+
+
+def test_stages_tell_on_stderr_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = shown()
+    with stage("counting [1, 2]"):
+        pass
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "counting [1, 2]" in captured.err
+
+
+@pytest.mark.skipif(not COMMITTED.is_file(), reason="the starter's weights are not there")
+def test_the_starter_that_ships_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "starter.affect"
+    assert main(["export", "starter", "-o", str(path)]) == 0, capsys.readouterr().err
+    assert path.stat().st_size < 32e6
+    model = affectrt.load(path)
+    happy, sad = (
+        model.predict(text=text).sentiment for text in ("I loved it so much!", "I hated every minute.")
+    )
+    assert happy > 0.5 > -0.5 > sad
+    record = json.loads(COMMITTED.with_suffix(".json").read_text(encoding="utf-8"))["int8_gate"]
+    assert record["mosi_valid_mae_int8"] <= 1.01 * record["mosi_valid_mae_fp32"]
