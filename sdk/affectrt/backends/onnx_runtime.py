@@ -44,8 +44,8 @@ class OnnxGraph:
         options.log_severity_level = 3
         # Between ticks the device has other work; threads that spin would eat it.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # x86 without VNNI adds products of uint8 by int8 in 16 bits, where they saturate; this has ONNX Runtime
-        # take a path there that doesn't. Elsewhere it changes nothing.
+        # x86 without VNNI adds products of uint8 by int8 in 16 bits, where they saturate; with this, ONNX
+        # Runtime takes a path there that doesn't. Elsewhere it changes nothing.
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
