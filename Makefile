@@ -55,7 +55,9 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/make_cli.py
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.ghrnn
+	@set -e; for file in benchmarks/*.py; do \
+	  echo "== $$file"; $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; echo; \
+	done
 
 clean:
 	rm -rf $(VENV) build $(STARTER)
