@@ -18,8 +18,8 @@ TimeArray = npt.NDArray[np.float64]
 class FeatureSequence:
     """Features of one modality over time.
 
-    Raises ``features.shape`` when the arrays don't fit together, ``features.not_finite`` on NaN or infinity and
-    ``features.times`` when times run backwards.
+    Raises ``features.shape`` when the arrays don't fit together, ``features.not_finite`` on NaN or infinity
+    and ``features.times`` when times run backwards.
     """
 
     modality: Modality
@@ -65,6 +65,4 @@ class FeatureSequence:
     def between(self, start_s: float, end_s: float) -> FeatureSequence:
         """The rows with ``start_s < time <= end_s``."""
         first, last = np.searchsorted(self.times_s, [start_s, end_s], side="right")
-        return FeatureSequence(
-            self.modality, self.values[first:last], self.times_s[first:last], self.source
-        )
+        return FeatureSequence(self.modality, self.values[first:last], self.times_s[first:last], self.source)
