@@ -1,0 +1,129 @@
+"""The main job, end to end: the committed weights, exported, read a clip through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import affectrt
+from affectrt.cli import main
+from affectrt.features.text import Word
+from affectrt.transcript import read_transcript
+
+DEMO = Path(__file__).parents[1] / "demo"
+DATA = Path(os.environ["AFFECTRT_DATA"]) if "AFFECTRT_DATA" in os.environ else None
+needs_data = pytest.mark.skipif(DATA is None, reason="AFFECTRT_DATA names no folder with the data sets")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("starter") / "starter.affect"
+    assert main(["export", "starter", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> affectrt.Model:
+    return affectrt.load(bundle, threads=1)
+
+
+def _rows(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert main(["analyze", *argv, "--format", "jsonl"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_demo_clip(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = _rows(
+        capsys, str(DEMO / "clip.mp4"), "--bundle", str(bundle), "--transcript", str(DEMO / "clip.srt")
+    )
+    times = [row["time_s"] for row in rows]
+    assert times == sorted(times) and len(rows) >= 18
+    seen = {round(row["time_s"]): "vision" in row["present"] for row in rows}
+    assert seen[5] and not seen[12] and seen[16], "the face leaves the picture from 9.6 s to 12.6 s"
+    assert any("audio" in row["present"] for row in rows)
+    delight, outrage = (next(r for r in rows if r["time_s"] == t) for t in (3.0, 14.0))
+    assert delight["sentiment"] > 0 > outrage["sentiment"]
+
+
+def test_words_alone_have_the_right_sign(model: affectrt.Model) -> None:
+    for text, sign in (
+        ("I loved every minute of it, it was wonderful!", 1),
+        ("This is the best gift I have ever received.", 1),
+        ("What a terrible, boring waste of time.", -1),
+        ("I hate how they treated us.", -1),
+    ):
+        affect = model.predict(text=text)
+        assert sign * affect.sentiment > 0.5, text
+        assert affect.interval[0] <= affect.sentiment <= affect.interval[1]
+        assert sum(affect.emotions.values()) == pytest.approx(1.0)
+        assert affect.present == {"text"}
+
+
+def test_contributions_are_what_is_lost_without(model: affectrt.Model) -> None:
+    words = "It was wonderful!"
+    face = DEMO / "clip.mp4"
+    both, words_only, face_and_voice = (
+        model.predict(video=face, text=words),
+        model.predict(text=words),
+        model.predict(video=face),
+    )
+    assert both.present == {"text", "audio", "vision"}
+    assert both.contributions["text"] == pytest.approx(both.sentiment - face_and_voice.sentiment, abs=0.02)
+    assert set(words_only.contributions) == {"text"}
+
+
+def test_less_known_is_less_sure(model: affectrt.Model) -> None:
+    """An interval without words is wider: nobody rated the sentiment of a voice or a face alone."""
+    with_words = model.predict(text="It was fine.")
+    silent = model.predict(video=DEMO / "clip.mp4")
+    assert silent.interval[1] - silent.interval[0] > with_words.interval[1] - with_words.interval[0]
+
+
+def test_a_stream_agrees_with_itself_over_chunkings(model: affectrt.Model) -> None:
+    """The same words, pushed at once or one by one, give the same results."""
+    words = read_transcript(DEMO / "clip.srt")
+
+    def run(chunks: list[list[Word]]) -> list[float]:
+        results = []
+        with model.stream() as stream:
+            for chunk in chunks:
+                for word in chunk:
+                    stream.push_word(word)
+                results += stream.poll()
+            results += stream.flush()
+        return [affect.sentiment for affect in results]
+
+    assert run([words]) == pytest.approx(run([[word] for word in words]), abs=1e-5)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "ever", "never"),
+    [
+        *((f"talk_0{k}.mp4", {"audio", "vision"}, {"text"}) for k in range(1, 7)),
+        ("speech_01.wav", {"audio"}, {"text", "vision"}),
+        ("no_face.mp4", set(), {"text", "vision"}),
+        ("face_then_none.mov", {"vision"}, {"text"}),
+        ("none_then_face.mov", {"vision"}, {"text"}),
+    ],
+)
+def test_real_clips(
+    bundle: Path, capsys: pytest.CaptureFixture[str], name: str, ever: set[str], never: set[str]
+) -> None:
+    assert DATA is not None
+    rows = _rows(capsys, str(DATA / "clips" / name), "--bundle", str(bundle))
+    gaps = [b["time_s"] - a["time_s"] for a, b in pairwise(rows)]
+    assert rows and max(gaps, default=1.0) <= 1.0
+    present = set().union(*(row["present"] for row in rows))
+    assert present >= ever and not present & never
+    seen = ["vision" in row["present"] for row in rows]
+    if name == "face_then_none.mov":
+        assert seen[0] and not seen[-1]
+    if name == "none_then_face.mov":
+        assert not seen[0] and seen[-1]
