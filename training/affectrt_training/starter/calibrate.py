@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt_training.models.ghrnn_cma import GhrnnCma
 from affectrt_training.starter.banks import Sample
-from affectrt_training.starter.compose import Sources, compose
+from affectrt_training.starter.compose import MISLEADING, Sources, compose
 from affectrt_training.starter.fusion import predict
 
 COVERAGE = 0.9
@@ -32,12 +33,14 @@ def pattern_key(present: frozenset[Modality]) -> str:
     return "+".join(m for m in MODALITIES if m in present) or "none"
 
 
-def composed(sources: Sources, *, rated: float, seed: int) -> list[Sample]:
+def composed(
+    sources: Sources, *, rated: float, seed: int, misleading: Mapping[Modality, float] | None = None
+) -> list[Sample]:
     """People with all three modalities, as many of each emotion; the same for the same seed."""
     generator = np.random.default_rng(seed)
     everything = frozenset(MODALITIES)
     return [
-        compose(sources, emotion, everything, generator, rated=rated)
+        compose(sources, emotion, everything, generator, rated=rated, misleading=misleading)
         for emotion in range(len(EMOTIONS))
         for _ in range(PER_EMOTION)
     ]
@@ -77,18 +80,24 @@ def calibrate(
 ) -> dict[str, object]:
     """The manifest's "calibration" of a trained model, from validation data.
 
-    ``named`` and ``rated`` hold real samples with emotion and with sentiment for patterns that have some;
-    the other patterns are calibrated on composed people. Without words there is no rated recording at hand:
-    the interval for voice and face alone is calibrated on sentences whose valence matches their emotion.
+    ``named`` and ``rated`` hold real samples with emotion and with sentiment for patterns that have some. For
+    other patterns confidence comes from composed people, whose modalities contradict each other as often as
+    in training: real people do, so agreement must not make the model surer than that. Sentiment was only
+    ever rated for words. Composed people can't show that a face or a voice narrows the interval, so it is never
+    narrower than that of the words alone, or without words that of knowing nothing.
     """
-    by_emotion = composed(sources, rated=0.0, seed=seed)
+    mixed = composed(sources, rated=0.0, seed=seed, misleading=MISLEADING)
     by_valence = [s for s in composed(sources, rated=1.0, seed=seed + 1) if not math.isnan(s.sentiment)]
-    temperature, widths = {}, {}
+    temperature: dict[str, float] = {}
+    widths: dict[str, float] = {}
     for present in patterns():
-        samples = named.get(present) or only(by_emotion, present)
+        samples = named.get(present) or only(mixed, present)
         truth = torch.stack([s.emotion for s in samples]).argmax(-1)
         temperature[pattern_key(present)] = fit_temperature(predict(model, samples).logits, truth)
         samples = rated.get(present) or only(by_valence, present)
         sentiment = torch.tensor([s.sentiment for s in samples])
-        widths[pattern_key(present)] = half_width(sentiment, predict(model, samples).sentiment)
+        known = pattern_key(present & {"text"})
+        widths[pattern_key(present)] = max(
+            half_width(sentiment, predict(model, samples).sentiment), widths.get(known, 0.0)
+        )
     return {"coverage": COVERAGE, "temperature": temperature, "interval_half_width": widths}

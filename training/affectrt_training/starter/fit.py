@@ -53,6 +53,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, partial)
+    partial.chmod(0o644)  # safetensors makes them private
     partial.replace(path)
 
 
