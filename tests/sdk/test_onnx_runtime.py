@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from affectrt.backends import Array
-from affectrt.backends.onnx_runtime import OnnxGraph
+from affectrt.backends.onnx_runtime import OnnxGraph, lacks_vnni
 from affectrt.errors import AffectError
 
 
@@ -82,3 +82,17 @@ def test_shared_between_threads(graph: OnnxGraph) -> None:
         results = list(pool.map(lambda batch: graph(faces=batch)[0], batches))
     for want, got in zip(expected, results, strict=True):
         np.testing.assert_array_equal(want, got)
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "lacks"),
+    [
+        ("x86_64", "flags : fpu sse2 avx2 fma", True),
+        ("x86_64", "flags : fpu avx2 avx512f avx512_vnni", False),
+        ("x86_64", "flags : fpu avx2 avx_vnni", False),
+        ("AMD64", "", True),  # not Linux: nobody tells, so be careful
+        ("aarch64", "Features : fp asimd", False),
+    ],
+)
+def test_processors_whose_int8_matmul_saturates_are_known(machine: str, cpuinfo: str, lacks: bool) -> None:
+    assert lacks_vnni(machine, cpuinfo) is lacks
