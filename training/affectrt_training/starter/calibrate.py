@@ -83,8 +83,8 @@ def calibrate(
     ``named`` and ``rated`` hold real samples with emotion and with sentiment for patterns that have some. For
     other patterns confidence comes from composed people, whose modalities contradict each other as often as
     in training: real people do, so agreement must not make the model surer than that. Sentiment was only
-    ever rated for words. Composed people can't show that a face or a voice narrows the interval, so it is never
-    narrower than that of the words alone, or without words that of knowing nothing.
+    ever rated for words. Composed people can't show that a face or a voice narrows the interval, so it is
+    never narrower than that of the words alone, or without words that of knowing nothing.
     """
     mixed = composed(sources, rated=0.0, seed=seed, misleading=MISLEADING)
     by_valence = [s for s in composed(sources, rated=1.0, seed=seed + 1) if not math.isnan(s.sentiment)]

@@ -35,9 +35,9 @@ PATTERNS: dict[frozenset[Modality], float] = {
 MISLEADING: dict[Modality, float] = {"text": 0.3, "audio": 0.05, "vision": 0.05}
 """How often a modality that is not alone shows another emotion, the label staying.
 
-The text encoder recognises the emotion of sentences that it was trained on far better than that of new ones: its
-share is about how much better, so that the fusion trusts words as much as they deserve. The other two are for
-people whose face or voice says something else than they do.
+The text encoder recognises the emotion of sentences that it was trained on far better than that of new ones:
+its share is about how much better, so that the fusion trusts words as much as they deserve. The other two are
+for people whose face or voice says something else than they do.
 """
 
 VALENCE: dict[str, tuple[float, float]] = {
