@@ -14,6 +14,7 @@ import affectrt
 from affectrt.cli import main
 from affectrt.features.text import Word
 from affectrt.transcript import read_transcript
+from affectrt_training.starter.measure import TITLES, measure
 
 DEMO = Path(__file__).parents[1] / "demo"
 DATA = Path(os.environ["AFFECTRT_DATA"]) if "AFFECTRT_DATA" in os.environ else None
@@ -127,3 +128,21 @@ def test_real_clips(
         assert seen[0] and not seen[-1]
     if name == "none_then_face.mov":
         assert not seen[0] and seen[-1]
+
+
+@needs_data
+def test_validation_figures(bundle: Path, model: affectrt.Model, tmp_path: Path) -> None:
+    """What the model card promises, measured anew: the floors, and that agreeing modalities help."""
+    assert DATA is not None
+    found: dict[str, dict[str, Any]] = measure(bundle, DATA, tmp_path)
+    assert found["mosi"]["mae"] <= 0.80 and found["mosi"]["acc2_non0"] >= 0.84
+    assert found["meld"]["weighted_f1"] >= 0.53
+    assert found["ravdess"]["uar"] >= 0.50
+    assert found["ferplus"]["accuracy"] >= 0.75
+    accuracy = {frozenset(n[9:].split("+")): f["accuracy"] for n, f in found.items() if n[:9] == "composed_"}
+    for some, together in accuracy.items():
+        assert together >= max(accuracy[frozenset({m})] for m in some), sorted(some)
+    for metric in model.manifest.metrics:
+        names = [name for name, title in TITLES.items() if title.split(",")[0] == metric.dataset]
+        if names and metric.name in found[names[0]]:
+            assert metric.value == pytest.approx(found[names[0]][metric.name], abs=0.01), metric

@@ -23,7 +23,7 @@ from affectrt_training.starter.calibrate import (
     patterns,
 )
 from affectrt_training.starter.compose import VALENCE, Mixture, Sources, collate, compose
-from affectrt_training.starter.fusion import FusionRecipe, predict, score, train_fusion
+from affectrt_training.starter.fusion import FusionRecipe, predict, score, train_fusion, worst_gain
 from affectrt_training.starter.weights import fill
 
 CONFIG = GhrnnCmaConfig(
@@ -142,3 +142,23 @@ def test_half_width_is_the_conformal_quantile() -> None:
     residuals = torch.arange(1, 20) / 10  # 19 of them: ceil(20 * 0.9) = the 18th
     assert half_width(residuals, torch.zeros(19)) == pytest.approx(1.8)
     assert not math.isnan(half_width(torch.ones(2), torch.zeros(2)))
+
+
+def test_worst_gain_is_over_the_best_alone() -> None:
+    accuracy = {"composed text": 0.4, "composed audio": 0.6, "composed vision": 0.7}
+    assert worst_gain({**accuracy, "composed text+audio": 0.65}) == pytest.approx(0.05)
+    both = {**accuracy, "composed text+audio": 0.65, "composed text+vision": 0.68}
+    assert worst_gain(both) == pytest.approx(-0.02)
+    assert worst_gain(accuracy) == 0.0
+
+
+def test_misleading_people_still_carry_their_label(sources: Sources) -> None:
+    generator = np.random.default_rng(4)
+    joy = EMOTIONS.index("joy")
+    everything = frozenset(MODALITIES)
+    always = dict.fromkeys(MODALITIES, 1.0)
+    people = [compose(sources, joy, everything, generator, misleading=always) for _ in range(40)]
+    assert all(person.emotion.argmax() == joy for person in people)
+    # The features show the emotion that was drawn: mostly not joy.
+    shown = [int(person.rows["audio"].float().mean(0).argmax()) for person in people]
+    assert sum(s == joy for s in shown) < 15

@@ -62,7 +62,10 @@ def _run(args: argparse.Namespace) -> int:
     width = max(map(len, scores))
     for name, found in scores.items():
         print(f"{name:<{width}}  " + "  ".join(f"{metric} {value:.3f}" for metric, value in found.items()))
-    print(f"weights: {args.output}\nnext: affectrt export starter --weights {args.output} -o starter.affect")
+    print(f"weights: {args.output}")
+    print(
+        f"next: affectrt export starter --weights {args.output} --data {data} --record-gate -o starter.affect"
+    )
     return 0
 
 

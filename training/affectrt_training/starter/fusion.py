@@ -100,6 +100,23 @@ SELECTED_BY = {
 }
 """The score that the best epoch is chosen by: validation set → metric and weight."""
 
+AGREEMENT_WEIGHT = 4.0
+"""Weight, in that score, of the worst that a further agreeing modality does; see :func:`worst_gain`."""
+
+
+def worst_gain(accuracy: Mapping[str, float]) -> float:
+    """Smallest accuracy that modalities together gain on the best of them alone, over the composed sets.
+
+    ``accuracy`` holds keys like "composed text+audio" for the singles, too; 0 where nothing is combined.
+    """
+    composed = {frozenset(k.removeprefix("composed ").split("+")): v for k, v in accuracy.items()}
+    gains = [
+        value - max(composed[frozenset({m})] for m in some)
+        for some, value in composed.items()
+        if len(some) > 1 and all(frozenset({m}) in composed for m in some)
+    ]
+    return min(gains, default=0.0)
+
 
 class FusionStage(Stage):
     """The fusion model with its two losses, validated on named sets."""
@@ -125,13 +142,16 @@ class FusionStage(Stage):
 
     def on_validation_epoch_end(self) -> None:
         total = 0.0
+        composed: dict[str, float] = {}
         for name, samples in self.valid.items():
             found = score(samples, predict(self.model, samples))
             for metric, value in found.items():
                 self.log(f"valid {name} {metric}", value)
             metric, weight = SELECTED_BY.get(name, ("", 0.0))
             total += weight * found.get(metric, 0.0)
-        self.log(SCORE, total)
+            if name.startswith("composed "):
+                composed[name] = found["accuracy"]
+        self.log(SCORE, total + AGREEMENT_WEIGHT * min(worst_gain(composed), 0.02))
 
     def configure_optimizers(self) -> Any:
         return warmup_cosine(

@@ -201,6 +201,8 @@ def main() -> None:
     meta = json.loads(args.weights.with_suffix(".json").read_text(encoding="utf-8"))
     write_meta({**meta, "metrics": metrics_of(found)}, args.weights)
     card = args.weights.with_name("MODEL_CARD.md")
+    if not card.is_file():
+        card.write_text(COMMITTED.with_name(card.name).read_text(encoding="utf-8"), encoding="utf-8")
     before, rest = card.read_text(encoding="utf-8").split(TABLE[0])
     after = rest.split(TABLE[1])[1]
     card.write_text(f"{before}{TABLE[0]}\n{table(found)}\n{TABLE[1]}{after}", encoding="utf-8")
