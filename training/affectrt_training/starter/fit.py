@@ -67,8 +67,13 @@ def fit(
     precision: str = "32-true",
     gradient_clip: float = 1.0,
 ) -> Path:
-    """Fit a stage and return the path of its best weights (by :data:`SCORE` on validation data)."""
-    best = folder / "best.safetensors"
+    """Fit a stage and return the path of its best weights (by :data:`SCORE` on validation data).
+
+    ``best.safetensors`` appears when the last epoch is over: finding it means that the stage is done.
+    """
+    best = best_weights(folder)
+    so_far = best.with_name("best_so_far.safetensors")
+    best.unlink(missing_ok=True)
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -84,14 +89,22 @@ def fit(
             precision=precision,  # type: ignore[arg-type]
             gradient_clip_val=gradient_clip,
             logger=CSVLogger(folder, name="", version=""),
-            callbacks=[KeepBest(best), TQDMProgressBar(refresh_rate=20)],
+            callbacks=[KeepBest(so_far), TQDMProgressBar(refresh_rate=20)],
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
         )
         trainer.fit(stage, train, valid)
+    if trainer.interrupted:  # Lightning turns Ctrl-C into an early end
+        raise KeyboardInterrupt
+    so_far.replace(best)
     return best
+
+
+def best_weights(folder: Path) -> Path:
+    """Where a finished stage's weights lie."""
+    return folder / "best.safetensors"
 
 
 def warmup_cosine(

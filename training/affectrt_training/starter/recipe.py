@@ -36,6 +36,7 @@ from affectrt_training.starter.banks import (
 from affectrt_training.starter.calibrate import calibrate, composed, only, pattern_key, patterns
 from affectrt_training.starter.compose import Sources
 from affectrt_training.starter.face import FaceRecipe, train_face
+from affectrt_training.starter.fit import best_weights
 from affectrt_training.starter.fusion import FusionRecipe, predict, score, train_fusion
 from affectrt_training.starter.text import TextRecipe, train_text
 from affectrt_training.starter.voice import VoiceRecipe, train_voice
@@ -80,9 +81,10 @@ def train_starter(
 ) -> dict[str, dict[str, float]]:
     """Train what is not trained yet and write the weights to ``output``.
 
-    ``runs`` keeps each stage's best weights; a stage that has them is not trained again unless it is named in
-    ``restart``, so a training that was interrupted goes on where it stopped. Returns the validation scores by
-    set. Raises ``data.not_found`` before anything is trained.
+    ``runs`` keeps each finished stage's best weights; such a stage is not trained again unless it is named
+    in ``restart``, so a training that was interrupted goes on with the stage it was in. The fusion is also
+    trained again when an encoder was. Returns the validation scores by set. Raises ``data.not_found`` before
+    anything is trained.
     """
     if not data.is_dir():
         raise AffectError(
@@ -92,11 +94,12 @@ def train_starter(
     for reader in (corpora.mosi, corpora.meld, corpora.sst5, acted_speech, ferplus, acted_clips):
         reader(data, "train")
 
+    anew = to_train(runs, restart)
+    for name in STAGES:
+        print(f"{name}: {'to be trained' if name in anew else 'already trained, kept'}", flush=True)
+
     def stage(name: str) -> Path | None:
-        best = runs / name / "best.safetensors"
-        done = best.is_file() and name not in restart
-        print(f"{name}: {'already trained, kept' if done else 'training'}", flush=True)
-        return best if done else None
+        return None if name in anew else best_weights(runs / name)
 
     text = stage("text") or train_text(data, runs / "text", recipe.text, recipe.seed)
     voice = stage("voice") or train_voice(data, runs / "voice", recipe.voice, recipe.seed)
@@ -122,6 +125,12 @@ def train_starter(
     model.eval().requires_grad_(False)
     save_weights(parts, meta(model, valid, sets, recipe), output)
     return {name: score(samples, predict(model, samples)) for name, samples in sets.items()}
+
+
+def to_train(runs: Path, restart: Sequence[str]) -> list[str]:
+    """The stages that are unfinished or named in ``restart``, and the fusion if an encoder is among them."""
+    anew = [name for name in STAGES if name in restart or not best_weights(runs / name).is_file()]
+    return anew if not anew or "fusion" in anew else [*anew, "fusion"]
 
 
 def _encoder_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
