@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from affectrt.affect import EMOTIONS, MODALITIES
+from affectrt.calibration import PRESENCE_KEYS, presence_key
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
 from affectrt_training.starter.banks import Item, Sample
 from affectrt_training.starter.calibrate import (
@@ -19,7 +20,6 @@ from affectrt_training.starter.calibrate import (
     fit_temperature,
     half_width,
     only,
-    pattern_key,
     patterns,
 )
 from affectrt_training.starter.compose import VALENCE, Mixture, Sources, collate, compose
@@ -99,7 +99,7 @@ def test_fusion_learns_and_agreeing_modalities_help(sources: Sources, tmp_path: 
     fill(model, load_file(best), "fusion")
     model.eval()
     accuracy = {
-        pattern_key(some): score(s, predict(model, s))["accuracy"]
+        presence_key(some): score(s, predict(model, s))["accuracy"]
         for some in patterns()[1:]
         for s in [only(people, some)]
     }
@@ -109,8 +109,7 @@ def test_fusion_learns_and_agreeing_modalities_help(sources: Sources, tmp_path: 
     )
 
     calibration = calibrate(model, sources, named={}, rated={}, seed=0)
-    keys = {pattern_key(some) for some in patterns()}
-    assert set(calibration["temperature"]) == set(calibration["interval_half_width"]) == keys  # type: ignore[call-overload]
+    assert set(calibration["temperature"]) == set(calibration["interval_half_width"]) == set(PRESENCE_KEYS)  # type: ignore[call-overload]
 
 
 def test_padding_and_batching_change_nothing() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from affectrt.cli import Command
 from affectrt.errors import AffectError, require
+from affectrt_training.starter import STAGES
 
 DATA_VARIABLE = "AFFECTRT_DATA"
-STAGES = ("text", "voice", "face", "fusion")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +74,7 @@ COMMAND = Command(
     add_arguments=_add_arguments,
     run=_run,
     examples="""examples:
-  affectrt train starter --data ~/affect-data          # about an hour on two cores; resumes by itself
+  affectrt train starter --data ~/affect-data          # an hour or two on two cores; resumes by itself
   affectrt train starter --restart fusion              # only the last stage again
 """,
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from affectrt.errors import AffectError
+from affectrt_training.data.tables import csv_rows
 from affectrt_training.data.text import Split
 from affectrt_training.labels import emotion_index
 
@@ -31,12 +30,8 @@ class Clip:
 def acted_clips(root: Path, split: Split) -> list[Clip]:
     """The clips whose emotion is sure, split by actor. Raises ``data.not_found``."""
     folder = root / "av_clips"
-    manifest = folder / "manifest.csv"
-    if not manifest.is_file():
-        raise AffectError("data.not_found", f"expected the clips' manifest at {manifest}")
-    with manifest.open(newline="", encoding="utf-8") as file:
-        return [
-            Clip(folder / row["file"], row["actor"], emotion_index(row["emotion_guess"]))
-            for row in csv.DictReader(file)
-            if row["emotion_code"] in SURE_CODES and (row["actor"] in VALID_ACTORS) == (split == "valid")
-        ]
+    return [
+        Clip(folder / row["file"], row["actor"], emotion_index(row["emotion_guess"]))
+        for row in csv_rows(folder / "manifest.csv")
+        if row["emotion_code"] in SURE_CODES and (row["actor"] in VALID_ACTORS) == (split == "valid")
+    ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from affectrt.errors import AffectError
+from affectrt_training.data.tables import csv_rows
 from affectrt_training.labels import emotion_index
 
 Split = Literal["train", "valid"]
@@ -29,14 +27,8 @@ class Sentence:
     """Index into :data:`affectrt.affect.EMOTIONS`."""
 
 
-def _rows(path: Path, split: Split) -> Iterator[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["split"] == split:
-                    yield row
-    except FileNotFoundError:
-        raise AffectError("data.not_found", f"expected the data set {path.name} at {path}") from None
+def _rows(path: Path, split: Split) -> list[dict[str, str]]:
+    return [row for row in csv_rows(path) if row["split"] == split]
 
 
 def mosi(root: Path, split: Split) -> list[Sentence]:

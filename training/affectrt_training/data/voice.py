@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from affectrt.errors import AffectError
+from affectrt_training.data.tables import csv_rows
 from affectrt_training.data.text import Split
 from affectrt_training.labels import emotion_index
 
@@ -33,11 +32,7 @@ class Recording:
 def acted_speech(root: Path, split: Split) -> list[Recording]:
     """RAVDESS and EmoDB utterances, split by speaker. Raises ``data.not_found``."""
     folder = root / "speech"
-    manifest = folder / "manifest.csv"
-    if not manifest.is_file():
-        raise AffectError("data.not_found", f"expected the speech manifest at {manifest}")
-    with manifest.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["emotion"] not in LEFT_OUT]
+    rows = [row for row in csv_rows(folder / "manifest.csv") if row["emotion"] not in LEFT_OUT]
     return [
         Recording(
             folder / row["file"],

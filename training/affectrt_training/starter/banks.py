@@ -14,7 +14,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from affectrt.affect import Modality
+from affectrt.affect import EMOTIONS, Modality
 from affectrt.features.audio import level_normalise
 from affectrt.features.text import Tokenizer, words_of
 from affectrt.features.vision import FaceTracker, VisionConfig
@@ -69,7 +69,7 @@ class Sample:
 
 
 def _one_hot(emotion: int | None) -> Tensor:
-    vector = torch.zeros(7)
+    vector = torch.zeros(len(EMOTIONS))
     if emotion is not None:
         vector[emotion] = 1.0
     return vector

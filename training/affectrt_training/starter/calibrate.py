@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt.calibration import presence_key
 from affectrt_training.models.ghrnn_cma import GhrnnCma
 from affectrt_training.starter.banks import Sample
 from affectrt_training.starter.compose import MISLEADING, Sources, compose
@@ -26,11 +27,6 @@ PER_EMOTION = 100
 def patterns() -> list[frozenset[Modality]]:
     """All eight, the empty one first."""
     return [frozenset(some) for count in range(4) for some in combinations(MODALITIES, count)]
-
-
-def pattern_key(present: frozenset[Modality]) -> str:
-    """How the manifest names a pattern: "text+vision", "none"."""
-    return "+".join(m for m in MODALITIES if m in present) or "none"
 
 
 def composed(
@@ -93,11 +89,11 @@ def calibrate(
     for present in patterns():
         samples = named.get(present) or only(mixed, present)
         truth = torch.stack([s.emotion for s in samples]).argmax(-1)
-        temperature[pattern_key(present)] = fit_temperature(predict(model, samples).logits, truth)
+        temperature[presence_key(present)] = fit_temperature(predict(model, samples).logits, truth)
         samples = rated.get(present) or only(by_valence, present)
         sentiment = torch.tensor([s.sentiment for s in samples])
-        known = pattern_key(present & {"text"})
-        widths[pattern_key(present)] = max(
+        known = presence_key(present & {"text"})
+        widths[presence_key(present)] = max(
             half_width(sentiment, predict(model, samples).sentiment), widths.get(known, 0.0)
         )
     return {"coverage": COVERAGE, "temperature": temperature, "interval_half_width": widths}

@@ -35,9 +35,9 @@ PATTERNS: dict[frozenset[Modality], float] = {
 MISLEADING: dict[Modality, float] = {"text": 0.2, "audio": 0.04, "vision": 0.04}
 """How often a modality that is not alone shows another emotion, the label staying.
 
-The text encoder recognises the emotion of sentences that it was trained on far better than that of new ones:
-its share is about how much better, so that the fusion trusts words as much as they deserve. The other two are
-for people whose face or voice says something else than they do.
+The text encoder recognises the emotion of sentences that it was trained on far better than that of new
+ones; without misleading words the fusion would trust it as if all were known. The others are for people whose
+face or voice says something else than they do. Chosen by trial, by what agreeing modalities gain.
 """
 
 VALENCE: dict[str, tuple[float, float]] = {

@@ -103,6 +103,9 @@ SELECTED_BY = {
 AGREEMENT_WEIGHT = 4.0
 """Weight, in that score, of the worst that a further agreeing modality does; see :func:`worst_gain`."""
 
+ENOUGH_GAIN = 0.02
+"""More accuracy gained than this no longer counts here: modalities must help, how much the rest tells."""
+
 
 def worst_gain(accuracy: Mapping[str, float]) -> float:
     """Smallest accuracy that modalities together gain on the best of them alone, over the composed sets.
@@ -151,7 +154,7 @@ class FusionStage(Stage):
             total += weight * found.get(metric, 0.0)
             if name.startswith("composed "):
                 composed[name] = found["accuracy"]
-        self.log(SCORE, total + AGREEMENT_WEIGHT * min(worst_gain(composed), 0.02))
+        self.log(SCORE, total + AGREEMENT_WEIGHT * min(worst_gain(composed), ENOUGH_GAIN))
 
     def configure_optimizers(self) -> Any:
         return warmup_cosine(

@@ -30,7 +30,6 @@ from affectrt_training.data.faces import ferplus
 from affectrt_training.data.voice import acted_speech
 from affectrt_training.starter.weights import COMMITTED, write_meta
 
-COLUMNS = ("text", "audio", "video", "image", "sentiment", "emotion")
 PEOPLE_PER_EMOTION = 60
 """Composed people of each emotion in the agreement test."""
 

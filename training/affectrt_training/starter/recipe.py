@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from affectrt.affect import Modality
+from affectrt.calibration import presence_key
 from affectrt.errors import AffectError
 from affectrt.features.audio import AudioConfig
 from affectrt.features.text import Tokenizer
@@ -24,6 +25,7 @@ from affectrt_training.models.face_encoder import FaceEncoder
 from affectrt_training.models.ghrnn_cma import GhrnnCma
 from affectrt_training.models.text_encoder import TextEncoder, minilm_folder
 from affectrt_training.models.voice_encoder import VoiceEncoder
+from affectrt_training.starter import STAGES
 from affectrt_training.starter.banks import (
     Encoders,
     Item,
@@ -33,7 +35,7 @@ from affectrt_training.starter.banks import (
     text_items,
     voice_items,
 )
-from affectrt_training.starter.calibrate import calibrate, composed, only, pattern_key, patterns
+from affectrt_training.starter.calibrate import calibrate, composed, only, patterns
 from affectrt_training.starter.compose import Sources
 from affectrt_training.starter.face import FaceRecipe, train_face
 from affectrt_training.starter.fit import best_weights
@@ -41,9 +43,6 @@ from affectrt_training.starter.fusion import FusionRecipe, predict, score, train
 from affectrt_training.starter.text import TextRecipe, train_text
 from affectrt_training.starter.voice import VoiceRecipe, train_voice
 from affectrt_training.starter.weights import fill, rounded, save_weights
-
-STAGES = ("text", "voice", "face", "fusion")
-"""In this order; every stage needs those before it."""
 
 LICENCE = (
     "Research use only, non-commercial: trained on RAVDESS (CC BY-NC-SA 4.0) and FER2013 pixels, among others"
@@ -195,7 +194,7 @@ def validation_sets(valid: Sources, clips: list[Sample], seed: int) -> dict[str,
         "emodb": _alone([v for v in valid.voices if v.corpus == "emodb"], "audio"),
         "ferplus": _alone(valid.faces, "vision"),
         "clips": clips,
-        **{f"composed {pattern_key(some)}": only(people, some) for some in patterns() if some},
+        **{f"composed {presence_key(some)}": only(people, some) for some in patterns() if some},
     }
 
 
