@@ -33,6 +33,12 @@ def model(bundle: Path) -> affectrt.Model:
     return affectrt.load(bundle, threads=1)
 
 
+def test_the_bundle_is_small_and_says_what_int8_costs(bundle: Path, model: affectrt.Model) -> None:
+    assert bundle.stat().st_size < 32e6
+    mae = {m.name: m.value for m in model.manifest.metrics if m.name.startswith("mae_")}
+    assert mae["mae_int8"] <= 1.01 * mae["mae_fp32"] < 1.0
+
+
 def _rows(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
     capsys.readouterr()
     assert main(["analyze", *argv, "--format", "jsonl"]) == 0

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-import affectrt
 from affectrt.cli import main
 from affectrt_export.command import _print
 from affectrt_export.package import ExportReport
 from affectrt_export.progress import shown
-from affectrt_training.starter.weights import COMMITTED
 
 
 def test_recording_a_gate_needs_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,17 +48,3 @@ def test_stages_tell_on_stderr_what_was_done(capsys: pytest.CaptureFixture[str])
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "counting [1, 2]" in captured.err
-
-
-@pytest.mark.skipif(not COMMITTED.is_file(), reason="the starter's weights are not there")
-def test_the_starter_that_ships_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "starter.affect"
-    assert main(["export", "starter", "-o", str(path)]) == 0, capsys.readouterr().err
-    assert path.stat().st_size < 32e6
-    model = affectrt.load(path)
-    happy, sad = (
-        model.predict(text=text).sentiment for text in ("I loved it so much!", "I hated every minute.")
-    )
-    assert happy > 0.5 > -0.5 > sad
-    record = json.loads(COMMITTED.with_suffix(".json").read_text(encoding="utf-8"))["int8_gate"]
-    assert record["mosi_valid_mae_int8"] <= 1.01 * record["mosi_valid_mae_fp32"]
