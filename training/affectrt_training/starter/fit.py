@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ class KeepBest(Callback):
         print(f"epoch {trainer.current_epoch}: {shown}{' *' if score == self.best else ''}", flush=True)
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's, which also leaves a clean terminal when a stage breaks off."""
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bars, which would else be drawn once more when Python exits."""
+        for name in ("val_progress_bar", "train_progress_bar"):
+            with suppress(TypeError):  # this one was not begun
+                getattr(self, name).close()
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Safetensors, written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +102,7 @@ def fit(
             precision=precision,  # type: ignore[arg-type]
             gradient_clip_val=gradient_clip,
             logger=CSVLogger(folder, name="", version=""),
-            callbacks=[KeepBest(so_far), TQDMProgressBar(refresh_rate=20)],
+            callbacks=[KeepBest(so_far), ProgressBar(refresh_rate=20)],
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
