@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectrt_kernels import native, reference
+from affectrt_kernels import checks, native, reference
 
 
 def gated_rnn(
@@ -45,7 +45,7 @@ def _forward(
     gates: int = 1,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    reference.check_shapes(x, w_x, w_h, bias, lengths, h0, gates)
+    checks.gated_rnn(x, w_x, w_h, bias, lengths, h0, gates)
     dtype = x.dtype
     x, w_x, w_h, bias, h0 = _widened(x, w_x, w_h, bias, h0)
     if x.device.type == "cpu" and x.dtype == torch.float32:
@@ -78,7 +78,7 @@ def _forward_fake(
     gates: int = 1,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    reference.check_shapes(x, w_x, w_h, bias, lengths, h0, gates)
+    checks.gated_rnn(x, w_x, w_h, bias, lengths, h0, gates)
     streams, batch, steps, _ = x.shape
     hidden = w_h.shape[2]
     return x.new_empty(streams, batch, steps, hidden), x.new_empty(streams, batch, hidden)

@@ -1,9 +1,13 @@
-"""The gated recurrence as its papers write it: what every faster implementation must equal."""
+"""The two operators as their papers write them: what every faster implementation must equal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from affectrt_kernels import checks
 
 
 def gated_rnn(
@@ -47,12 +51,12 @@ def gated_rnn(
     Raises:
         ValueError: a shape or a length does not fit.
     """
-    check_shapes(x, w_x, w_h, bias, lengths, h0, gates)
+    checks.gated_rnn(x, w_x, w_h, bias, lengths, h0, gates)
     streams, batch, steps, _ = x.shape
     hidden = w_h.shape[2]
     if lengths is None:
         lengths = torch.full((batch,), steps, device=x.device)
-    check_lengths(lengths, steps)
+    checks.lengths(lengths, steps)
     valid = torch.arange(steps, device=x.device) < lengths[:, None]  # (B, T)
 
     x = x.masked_fill(~valid[..., None], 0.0)
@@ -71,50 +75,81 @@ def gated_rnn(
     return (torch.stack(y, dim=2) if steps else x.new_zeros(streams, batch, 0, hidden)), h.clone()
 
 
-def check_shapes(
-    x: Tensor,
-    w_x: Tensor,
-    w_h: Tensor,
-    bias: Tensor,
-    lengths: Tensor | None,
-    h0: Tensor | None,
-    gates: int,
-) -> None:
-    """Raise ``ValueError`` with what was expected and what came, unless the arguments fit together."""
-    if gates not in (1, 2):
-        raise ValueError(f"gated_rnn: gates: expected 1 or 2, got {gates}")
-    if x.ndim != 4:
-        raise ValueError(f"gated_rnn: x: expected (S, B, T, I), got shape {tuple(x.shape)}")
-    if w_h.ndim != 3:
-        raise ValueError(f"gated_rnn: w_h: expected (S, (gates+1)·H, H), got shape {tuple(w_h.shape)}")
-    streams, batch, _, inputs = x.shape
-    hidden = w_h.shape[2]
-    blocks = (gates + 1) * hidden
-    expected: list[tuple[str, Tensor | None, str, tuple[int, ...]]] = [
-        ("w_x", w_x, "(S, (gates+1)·H, I)", (streams, blocks, inputs)),
-        ("w_h", w_h, "(S, (gates+1)·H, H)", (streams, blocks, hidden)),
-        ("bias", bias, "(S, (gates+1)·H)", (streams, blocks)),
-        ("h0", h0, "(S, B, H)", (streams, batch, hidden)),
-        ("lengths", lengths, "(B,)", (batch,)),
-    ]
-    for name, tensor, symbols, shape in expected:
-        if tensor is None:
-            continue
-        if tensor.ndim != len(shape) or any(
-            got != want for got, want in zip(tensor.shape, shape, strict=True)
-        ):
-            raise ValueError(
-                f"gated_rnn: {name}: expected {symbols} = {shape}, got shape {tuple(tensor.shape)}"
-            )
-        if name != "lengths" and tensor.dtype != x.dtype:
-            raise ValueError(f"gated_rnn: {name}: expected the type of x, {x.dtype}, got {tensor.dtype}")
-    if lengths is not None and lengths.dtype != torch.int64:
-        raise ValueError(f"gated_rnn: lengths: expected torch.int64, got {lengths.dtype}")
+def pairwise_attention(
+    q: Sequence[Tensor],
+    k: Sequence[Tensor],
+    v: Sequence[Tensor],
+    pairs: Sequence[tuple[int, int]],
+    lengths: Tensor | None = None,
+    windows: Sequence[Tensor] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Directed cross-modal attention: for each pair, one modality's rows look at another's.
+
+    MulG, eq. 5–7, and GHRNN-CMA, eq. 3–4, for every pair (α, β) of modalities:
+
+        CM_{β→α} = softmax(Q_α K_βᵀ / √D) V_β
+
+    Modality m has 1 + T_m rows: its null slot, which is always valid, and T_m steps. So no softmax is empty,
+    and an absent modality is one of length 0.
+
+    Args:
+        q: per pair (B, 1 + T_α, N, D), the queries of N heads.
+        k: per pair (B, 1 + T_β, N, D), keys. Steps beyond a length are never read, here as in q and v.
+        v: per pair (B, 1 + T_β, N, D), values.
+        pairs: per pair (α, β), which modality asks and which answers, as rows of ``lengths``.
+        lengths: (M, B) int64 valid steps per modality, null slot not counted; None: all.
+        windows: per pair (B, 1 + T_α, 2) int64, for each query the first key it sees and the one after the
+            last, counted with the null slot, which it sees in any case; None: all. See :func:`key_windows`.
+
+    Returns:
+        Per pair the attended values (B, 1 + T_α, N, D), zero for queries beyond the length, and the
+        log-sum-exp of the scores (B, N, 1 + T_α) that a backward pass starts from, +∞ for those queries.
+
+    Raises:
+        ValueError: a shape, a pair or a length does not fit.
+    """
+    checks.pairwise_attention(q, k, v, pairs, lengths, windows)
+    if lengths is not None:
+        checks.pairwise_lengths(q, k, pairs, lengths)
+    outputs, log_sums = [], []
+    for p, (asking, answering) in enumerate(pairs):
+        batch, queries, _, dim = q[p].shape
+        rows = torch.arange(k[p].shape[1], device=q[p].device)
+        asks = torch.ones(batch, queries, dtype=torch.bool, device=q[p].device)
+        answers = torch.ones(batch, len(rows), dtype=torch.bool, device=q[p].device)
+        if lengths is not None:
+            asks = torch.arange(queries, device=q[p].device) <= lengths[asking, :, None]
+            answers = rows <= lengths[answering, :, None]
+        sees = answers[:, None, :].expand(batch, queries, len(rows))
+        if windows is not None:
+            inside = (windows[p][..., :1] <= rows) & (rows < windows[p][..., 1:])
+            sees = sees & (inside | (rows == 0))
+
+        query = q[p].masked_fill(~asks[..., None, None], 0.0)
+        key, value = (x.masked_fill(~answers[..., None, None], 0.0) for x in (k[p], v[p]))
+        scores = torch.einsum("bind,bjnd->bnij", query, key) * dim**-0.5
+        scores = scores.masked_fill(~sees[:, None], -torch.inf)
+        output = torch.einsum("bnij,bjnd->bind", scores.softmax(-1), value)
+        outputs.append(output.masked_fill(~asks[..., None, None], 0.0))
+        log_sums.append(scores.logsumexp(-1).masked_fill(~asks[:, None], torch.inf))
+    return outputs, log_sums
 
 
-def check_lengths(lengths: Tensor, steps: int) -> None:
-    """Raise ``ValueError`` naming the first row whose length is outside 0..``steps``."""
-    outside = (lengths < 0) | (lengths > steps)
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0])
-        raise ValueError(f"gated_rnn: lengths[{row}]: expected 0..{steps}, got {int(lengths[row])}")
+def key_windows(query_times: Tensor, key_times: Tensor, key_lengths: Tensor, window_s: float) -> Tensor:
+    """Which keys each query sees when time limits attention: t − W < t_key ≤ t.
+
+    Args:
+        query_times: (B, T_α) seconds.
+        key_times: (B, T_β) seconds, not decreasing within a row's length.
+        key_lengths: (B,) int64 valid keys.
+        window_s: W.
+
+    Returns:
+        (B, 1 + T_α, 2) int64 for ``windows`` of :func:`pairwise_attention`; the null query sees the null key
+        only.
+    """
+    valid = torch.arange(key_times.shape[1], device=key_times.device) < key_lengths[:, None]
+    key_times = key_times.masked_fill(~valid, torch.inf).contiguous()
+    edges = [query_times - window_s, query_times]
+    seen = torch.stack([torch.searchsorted(key_times, edge, right=True) for edge in edges], dim=-1)
+    return 1 + torch.nn.functional.pad(seen, (0, 0, 1, 0))
