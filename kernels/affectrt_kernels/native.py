@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,19 +17,54 @@ except ImportError as error:
     ) from error
 
 
+FloatArray = NDArray[np.float32]
+
+
+class GatedRnn:
+    """``gated_rnn`` for many calls with the same weights, which are packed once; safe to share between threads.
+
+    After the first call of its shape a call with ``out`` allocates nothing.
+    """
+
+    def __init__(
+        self,
+        w_x: FloatArray,
+        w_h: FloatArray,
+        bias: FloatArray,
+        *,
+        gates: int = 1,
+        instruction_set: str = "",
+    ) -> None:
+        """Weights as :func:`gated_rnn` takes them; they may change afterwards, the packed ones stay."""
+        self._rnn = _native.GatedRnn(w_x, w_h, bias, gates=gates, instruction_set=instruction_set)
+
+    def __call__(
+        self,
+        x: FloatArray,
+        lengths: NDArray[np.int64] | None = None,
+        h0: FloatArray | None = None,
+        *,
+        reverse: bool = False,
+        threads: int = 1,
+        out: tuple[FloatArray, FloatArray] | None = None,
+    ) -> tuple[FloatArray, FloatArray]:
+        """As :func:`gated_rnn`; ``out`` takes the results, (S, B, T, H) and (S, B, H)."""
+        return self._rnn(x, lengths, h0, reverse=reverse, threads=threads, out=out)
+
+
 def gated_rnn(
-    x: NDArray[np.float32],
-    w_x: NDArray[np.float32],
-    w_h: NDArray[np.float32],
-    bias: NDArray[np.float32],
+    x: FloatArray,
+    w_x: FloatArray,
+    w_h: FloatArray,
+    bias: FloatArray,
     lengths: NDArray[np.int64] | None = None,
-    h0: NDArray[np.float32] | None = None,
+    h0: FloatArray | None = None,
     *,
     gates: int = 1,
     reverse: bool = False,
     threads: int = 1,
     instruction_set: str = "",
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[FloatArray, FloatArray]:
     """``reference.gated_rnn`` in float32 C++, with the interpreter lock released.
 
     Arrays must be C-contiguous; nothing is converted or copied behind the caller's back. Rows are shared
@@ -37,17 +74,31 @@ def gated_rnn(
     Raises:
         ValueError: a type, layout, shape or length does not fit.
     """
-    return _native.gated_rnn(
-        x,
-        w_x,
-        w_h,
-        bias,
-        lengths,
-        h0,
-        gates=gates,
-        reverse=reverse,
-        threads=threads,
-        instruction_set=instruction_set,
+    rnn = _native.GatedRnn(w_x, w_h, bias, gates=gates, instruction_set=instruction_set)
+    return rnn(x, lengths, h0, reverse=reverse, threads=threads)
+
+
+def pairwise_attention(
+    q: Sequence[FloatArray],
+    k: Sequence[FloatArray],
+    v: Sequence[FloatArray],
+    pairs: Sequence[tuple[int, int]],
+    lengths: NDArray[np.int64] | None = None,
+    windows: Sequence[NDArray[np.int64]] | None = None,
+    *,
+    threads: int = 1,
+    instruction_set: str = "",
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """``reference.pairwise_attention`` in float32 C++, with the interpreter lock released.
+
+    q, k and v may be views of a joint projection: only the last two axes must lie contiguously. Pairs, rows and
+    heads are shared between ``threads`` threads.
+
+    Raises:
+        ValueError: a type, layout, shape, pair or length does not fit.
+    """
+    return _native.pairwise_attention(
+        q, k, v, pairs, lengths, windows, threads=threads, instruction_set=instruction_set
     )
 
 

@@ -1,11 +1,12 @@
 """``affectrt::gated_rnn``: the recurrence as one operator that trains, compiles and exports.
 
-Forward runs in C++ on the CPU; backward is back-propagation through time written out, where only the two
-products with W_h that each step needs stay in the loop.
+Forward runs in C++ on the CPU and in Triton on NVIDIA GPUs. Backward is back-propagation through time written
+out, where only the two products with W_h that each step needs stay in the loop.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -47,7 +48,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     checks.gated_rnn(x, w_x, w_h, bias, lengths, h0, gates)
     dtype = x.dtype
-    x, w_x, w_h, bias, h0 = _widened(x, w_x, w_h, bias, h0)
+    if x.device.type == "cuda" and dtype != torch.float64:
+        forward = triton_kernels("triton_gated_rnn").forward
+        y, h_n = forward(x, w_x, w_h, bias, lengths, h0, gates=gates, reverse=reverse)
+        return y, h_n
+    x, w_x, w_h, bias, h0 = widened(x, w_x, w_h, bias, h0)
     if x.device.type == "cpu" and x.dtype == torch.float32:
         outputs = native.gated_rnn(
             _numpy(x),
@@ -63,7 +68,7 @@ def _forward(
         y, h_n = (torch.from_numpy(output) for output in outputs)
     else:
         y, h_n = reference.gated_rnn(x, w_x, w_h, bias, lengths, h0, gates=gates, reverse=reverse)
-    return y.to(dtype), h_n.to(dtype)
+    return y.to(dtype), h_n.to(dtype).contiguous()
 
 
 @_forward.register_fake
@@ -106,7 +111,13 @@ def _backward(
     The states are in ``y``; the gates of all steps follow from them in two products, without a second pass.
     """
     dtype = x.dtype
-    x, w_x, w_h, bias, h0, y, dy, dh_n = _widened(x, w_x, w_h, bias, h0, y, dy, dh_n)
+    if x.device.type == "cuda" and dtype != torch.float64:
+        backward = triton_kernels("triton_gated_rnn").backward
+        dx, dw_x, dw_h, dbias, dh0 = backward(
+            dy, dh_n, x, w_x, w_h, bias, lengths, h0, y, gates=gates, reverse=reverse
+        )
+        return dx, dw_x, dw_h, dbias, dh0
+    x, w_x, w_h, bias, h0, y, dy, dh_n = widened(x, w_x, w_h, bias, h0, y, dy, dh_n)
     streams, batch, steps, inputs = x.shape
     hidden = w_h.shape[2]
     cut = gates * hidden
@@ -221,7 +232,23 @@ def _apply_backward(ctx: Any, dy: Tensor, dh_n: Tensor) -> tuple[Tensor | None, 
 _forward.register_autograd(_apply_backward, setup_context=_setup_context)
 
 
-def _widened(*tensors: Tensor | None) -> Any:
+def triton_kernels(module: str) -> Any:
+    """A module of GPU kernels, imported when the first tensor needs it: Triton is no dependency on a CPU.
+
+    Raises:
+        ImportError: Triton is missing. There is no silent fallback to something a hundred times slower.
+    """
+    try:
+        import_module("triton")
+    except ImportError as error:
+        raise ImportError(
+            f"tensors on an NVIDIA GPU need Triton, which can't be imported ({error}); "
+            "install it with: pip install affectrt[kernels], or use float64, which runs the reference"
+        ) from error
+    return import_module(f"affectrt_kernels.{module}")
+
+
+def widened(*tensors: Tensor | None) -> Any:
     """The tensors in at least float32: half precision would lose the state over many steps."""
     return tuple(
         tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor

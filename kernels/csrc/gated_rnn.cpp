@@ -1,83 +1,87 @@
-// Finds what the machine can run, packs the weights and shares the rows between threads.
-#include "dispatch.hpp"
+#include "gated_rnn.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <memory>
 #include <numeric>
-#include <system_error>
-#include <thread>
+
+#include "threads.hpp"
 
 namespace affectrt {
 
-extern const GatedRnnKernels kBaselineKernels;
-#if defined(AFFECTRT_X86)
-extern const GatedRnnKernels kAvx2Kernels;
-extern const GatedRnnKernels kAvx512Kernels;
-#endif
-
-const std::vector<const GatedRnnKernels*>& runnable_kernels() {
-    static const std::vector<const GatedRnnKernels*> runnable = [] {
-        std::vector<const GatedRnnKernels*> found;
-#if defined(AFFECTRT_X86)
-        const bool fma = __builtin_cpu_supports("fma");
-        if (fma && __builtin_cpu_supports("avx512f")) found.push_back(&kAvx512Kernels);
-        if (fma && __builtin_cpu_supports("avx2")) found.push_back(&kAvx2Kernels);
-#endif
-        found.push_back(&kBaselineKernels);
-        return found;
-    }();
-    return runnable;
+GatedRnn::GatedRnn(const GatedRnnWeights& w, const Kernels& kernels)
+    : streams_(w.streams), inputs_(w.inputs), hidden_(w.hidden), gates_(w.gates), kernels_(&kernels) {
+    const std::size_t units = padded(hidden_, kernels.lanes);
+    const std::size_t blocks = gates_ + 1;
+    Pieces pieces(memory_.at_least(
+        streams_ * (Pieces::rounded(blocks * units * inputs_) + Pieces::rounded(gates_ * units * hidden_) +
+                    Pieces::rounded(units * hidden_) + Pieces::rounded(blocks * units))));
+    const auto packed = [&](const float* from, std::size_t count, std::size_t depth) {
+        float* const to = pieces.take(count * units * depth);
+        kernels.pack(from, count, hidden_, depth, to);
+        return Packed{to, depth, count * units / kernels.lanes};
+    };
+    packed_.reserve(streams_);
+    for (std::size_t s = 0; s < streams_; ++s) {
+        const float* const w_h = w.w_h + s * blocks * hidden_ * hidden_;
+        Stream stream{};
+        stream.w_x = packed(w.w_x + s * blocks * hidden_ * inputs_, blocks, inputs_);
+        stream.w_gates = packed(w_h, gates_, hidden_);
+        stream.w_candidate = packed(w_h + gates_ * hidden_ * hidden_, 1, hidden_);
+        float* const bias = pieces.take(blocks * units);
+        std::fill_n(bias, blocks * units, 0.0f);
+        for (std::size_t block = 0; block < blocks; ++block)
+            std::copy_n(w.bias + (s * blocks + block) * hidden_, hidden_, bias + block * units);
+        stream.bias = bias;
+        packed_.push_back(stream);
+    }
 }
 
-void gated_rnn(const GatedRnn& problem, const GatedRnnKernels& kernels, std::size_t threads) {
-    if (problem.streams == 0 || problem.batch == 0) return;
-    const std::size_t units = padded(problem.hidden, kernels.lanes);
-    const std::size_t all_units = (problem.gates + 1) * units;
-
-    const std::size_t stream_floats = all_units * (problem.inputs + problem.hidden + 1);
-    const std::unique_ptr<float[]> weights(new float[problem.streams * stream_floats]);
-    std::vector<PackedStream> packed;
-    packed.reserve(problem.streams);
-    for (std::size_t s = 0; s < problem.streams; ++s) {
-        float* const w_x = weights.get() + s * stream_floats;
-        float* const w_h = w_x + all_units * problem.inputs;
-        float* const bias = w_h + all_units * problem.hidden;
-        kernels.pack(problem, s, w_x, w_h, bias);
-        packed.push_back({w_x, w_h, bias});
-    }
+void GatedRnn::operator()(const GatedRnnCall& call, std::size_t threads) const {
+    const std::size_t batch = call.batch;
+    if (streams_ == 0 || batch == 0) return;
+    const std::size_t blocks = (batch + kRowsTogether - 1) / kRowsTogether;
+    const std::size_t tasks = streams_ * blocks;
+    const std::size_t workers = std::max<std::size_t>(1, std::min(threads, tasks));
+    const std::size_t units = padded(hidden_, kernels_->lanes);
+    const std::size_t each = Pieces::rounded(recur_scratch(units, gates_, std::min(batch, kRowsTogether)));
+    static_assert(sizeof(std::size_t) <= 2 * sizeof(float), "rows and lengths lie in scratch of floats");
+    Pieces pieces(thread_scratch(workers * each + 2 * Pieces::rounded(2 * batch)));
+    float* const scratch = pieces.take(workers * each);
+    auto* const rows = reinterpret_cast<std::size_t*>(pieces.take(2 * batch));
+    auto* const lengths = reinterpret_cast<std::size_t*>(pieces.take(2 * batch));
 
     // Longest first, so that the rows still running at a step are always the first of their block.
-    std::vector<std::size_t> rows(problem.batch);
-    std::iota(rows.begin(), rows.end(), std::size_t{0});
-    std::stable_sort(rows.begin(), rows.end(), [&](std::size_t a, std::size_t b) {
-        return problem.length(a) > problem.length(b);
-    });
-
-    const std::size_t blocks = (problem.batch + kRowsTogether - 1) / kRowsTogether;
-    const std::size_t tasks = problem.streams * blocks;
-    const std::size_t workers = std::max<std::size_t>(1, std::min(threads, tasks));
-    const std::size_t scratch = scratch_floats(units, problem.gates, std::min(problem.batch, kRowsTogether));
-    const std::unique_ptr<float[]> scratches(new float[workers * scratch]);
-
-    std::atomic<std::size_t> next{0};
-    const auto work = [&](std::size_t worker) {
-        for (std::size_t task = next++; task < tasks; task = next++) {
-            const std::size_t first = task % blocks * kRowsTogether;
-            const RowBlock block{task / blocks, rows.data() + first,
-                                 std::min(kRowsTogether, problem.batch - first)};
-            kernels.run(problem, packed[block.stream], block, scratches.get() + worker * scratch);
-        }
+    const auto length = [&](std::size_t row) {
+        return call.lengths == nullptr ? call.steps : static_cast<std::size_t>(call.lengths[row]);
     };
-    std::vector<std::thread> helpers;
-    helpers.reserve(workers - 1);
-    try {
-        for (std::size_t worker = 1; worker < workers; ++worker) helpers.emplace_back(work, worker);
-    } catch (const std::system_error&) {
-        // No thread to be had: the ones that started, and this one, do all of it.
-    }
-    work(0);
-    for (std::thread& helper : helpers) helper.join();
+    std::iota(rows, rows + batch, std::size_t{0});
+    std::sort(rows, rows + batch, [&](std::size_t a, std::size_t b) {
+        return length(a) != length(b) ? length(a) > length(b) : a < b;
+    });
+    std::transform(rows, rows + batch, lengths, length);
+
+    share(tasks, workers, [&](std::size_t task, std::size_t worker) {
+        const std::size_t s = task / blocks, first = task % blocks * kRowsTogether;
+        const Stream& stream = packed_[s];
+        Recurrence part{};
+        part.inputs = inputs_;
+        part.hidden = hidden_;
+        part.gates = gates_;
+        part.reverse = call.reverse;
+        part.w_x = stream.w_x;
+        part.w_gates = stream.w_gates;
+        part.w_candidate = stream.w_candidate;
+        part.bias = stream.bias;
+        part.x = call.x + s * batch * call.steps * inputs_;
+        part.x_row = static_cast<std::ptrdiff_t>(call.steps * inputs_);
+        part.h0 = call.h0 == nullptr ? nullptr : call.h0 + s * batch * hidden_;
+        part.y = call.y == nullptr ? nullptr : call.y + s * batch * call.steps * hidden_;
+        part.h_n = call.h_n + s * batch * hidden_;
+        part.steps = call.steps;
+        part.rows = rows + first;
+        part.lengths = lengths + first;
+        part.count = std::min(kRowsTogether, batch - first);
+        kernels_->recur(part, scratch + worker * each);
+    });
 }
 
 }  // namespace affectrt

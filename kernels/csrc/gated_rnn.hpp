@@ -1,63 +1,54 @@
-// The reset-before gated recurrence: see affectrt_kernels/reference.py for the equations.
+// The gated recurrence over a padded batch; see reference.py for the equations.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
+
+#include "kernels.hpp"
+#include "memory.hpp"
 
 namespace affectrt {
 
-// Everything is C-contiguous and checked by the caller; `lengths` and `h0` may be null.
-struct GatedRnn {
-    std::size_t streams, batch, steps, inputs, hidden, gates;
+// Everything is C-contiguous and checked by the caller.
+struct GatedRnnWeights {
+    std::size_t streams, inputs, hidden, gates;
+    const float* w_x;   // (S, (gates+1)·H, I), blocks z, (r,) candidate
+    const float* w_h;   // (S, (gates+1)·H, H)
+    const float* bias;  // (S, (gates+1)·H)
+};
+
+struct GatedRnnCall {
+    std::size_t batch, steps;
     bool reverse;
     const float* x;               // (S, B, T, I)
-    const float* w_x;             // (S, (gates+1)·H, I), blocks z, (r,) candidate
-    const float* w_h;             // (S, (gates+1)·H, H)
-    const float* bias;            // (S, (gates+1)·H)
-    const std::int64_t* lengths;  // (B,)
-    const float* h0;              // (S, B, H)
-    float* y;                     // (S, B, T, H)
-    float* h_n;                   // (S, B, H)
-
-    std::size_t length(std::size_t row) const {
-        return lengths == nullptr ? steps : static_cast<std::size_t>(lengths[row]);
-    }
+    const std::int64_t* lengths;  // (B,) or null
+    const float* h0;              // (S, B, H) or null
+    float* y;                     // (S, B, T, H) or null
+    float* h_n;                   // (S, B, H); may be `h0` when the batch is 1
 };
 
-// Weights of one stream in the order the kernel reads them: for each vector of outputs, for each input.
-struct PackedStream {
-    const float* w_x;
-    const float* w_h;
-    const float* bias;
+// Weights in the order the kernels read them, for any number of calls from any number of threads.
+class GatedRnn {
+  public:
+    GatedRnn(const GatedRnnWeights& weights, const Kernels& kernels);
+
+    void operator()(const GatedRnnCall& call, std::size_t threads) const;
+
+    std::size_t streams() const { return streams_; }
+    std::size_t inputs() const { return inputs_; }
+    std::size_t hidden() const { return hidden_; }
+    std::size_t gates() const { return gates_; }
+
+  private:
+    struct Stream {
+        Packed w_x, w_gates, w_candidate;
+        const float* bias;
+    };
+    std::size_t streams_, inputs_, hidden_, gates_;
+    const Kernels* kernels_;
+    Buffer memory_;
+    std::vector<Stream> packed_;
 };
-
-// Rows of one stream that advance together, longest first.
-struct RowBlock {
-    std::size_t stream;
-    const std::size_t* rows;
-    std::size_t count;
-};
-
-// gated_rnn_kernel.cpp as compiled for one instruction set.
-struct GatedRnnKernels {
-    const char* name;
-    std::size_t lanes;  // floats in a vector
-    void (*pack)(const GatedRnn&, std::size_t stream, float* w_x, float* w_h, float* bias);
-    void (*run)(const GatedRnn&, const PackedStream&, const RowBlock&, float* scratch);
-};
-
-constexpr std::size_t kRowsTogether = 16;
-
-constexpr std::size_t padded(std::size_t hidden, std::size_t lanes) {
-    return (hidden + lanes - 1) / lanes * lanes;
-}
-
-// Steps whose inputs are projected at once: enough for the GEMM, few enough to stay in the L2 cache.
-constexpr std::size_t steps_together(std::size_t rows) { return rows >= 16 ? 16 : 256 / rows; }
-
-// What `run` needs beside its arguments: the states, the reset states, and the sums of `steps_together` steps.
-constexpr std::size_t scratch_floats(std::size_t padded_hidden, std::size_t gates, std::size_t rows) {
-    return rows * padded_hidden * (2 + (gates + 1) * steps_together(rows));
-}
 
 }  // namespace affectrt

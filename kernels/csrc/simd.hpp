@@ -28,30 +28,86 @@ inline Lanes load(const float* from) {
 
 inline void store(float* to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 
+// x − 0 is x whatever its sign, so nothing is computed; x + 0 would be.
+inline Lanes broadcast(float x) { return x - Lanes{}; }
+
+constexpr float kInfinity = __builtin_inff();
+alignas(64) constexpr float kZeros[64] = {};
+
+inline Lanes max(Lanes a, Lanes b) { return a > b ? a : b; }
+
+inline float sum_of(Lanes lanes) {
+    float sum = 0.0f;
+    for (std::size_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+    return sum;
+}
+
+// Adding 1.5·2^23 rounds to the nearest integer and leaves it in the low bits of the pattern.
+constexpr float kShifter = 12582912.0f;
+
+// x · 2^n, where `shifted` is n + kShifter and the result is a normal number.
+inline Lanes scale_by_power(Lanes x, Lanes shifted) {
+    Bits pattern;
+    Bits exponent;
+    std::memcpy(&pattern, &x, sizeof pattern);
+    std::memcpy(&exponent, &shifted, sizeof exponent);
+    pattern += exponent << 23;
+    std::memcpy(&x, &pattern, sizeof x);
+    return x;
+}
+
 // e^x to about 2 ulp for |x| <= 87; beyond, the value at ±87. NaN stays NaN.
 inline Lanes exp_clamped(Lanes x) {
-    const Lanes zero{};
-    x = x < zero - 87.0f ? zero - 87.0f : x;
-    x = x > zero + 87.0f ? zero + 87.0f : x;
-    // Adding 1.5·2^23 rounds to the nearest integer n and leaves n in the low bits of the pattern.
-    const float shifter = 12582912.0f;
-    const Lanes shifted = x * 1.44269504f + shifter;
-    const Lanes n = shifted - shifter;
+    x = x < broadcast(-87.0f) ? broadcast(-87.0f) : x;
+    x = x > broadcast(87.0f) ? broadcast(87.0f) : x;
+    const Lanes shifted = x * 1.44269504f + kShifter;
+    const Lanes n = shifted - kShifter;
     const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-    Lanes p = zero + 1.9875691500e-4f;  // Cephes expf: minimax on |r| <= ln(2)/2
+    Lanes p = broadcast(1.9875691500e-4f);  // Cephes expf: minimax on |r| <= ln(2)/2
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = (p * r) * r + r + 1.0f;
+    return scale_by_power(p, shifted);
+}
+
+// 2^x to 1e-7 for x <= 0; below -126 a number too small to count. NaN stays NaN.
+inline Lanes exp2_not_positive(Lanes x) {
+    x = x < broadcast(-126.0f) ? broadcast(-126.0f) : x;
+    const Lanes shifted = x + kShifter;
+    const Lanes r = x - (shifted - kShifter);
+    Lanes p = broadcast(1.3276463e-3f);  // least relative error on |r| <= 1/2
+    p = p * r + 9.6755419e-3f;
+    p = p * r + 5.5507135e-2f;
+    p = p * r + 2.4022120e-1f;
+    p = p * r + 6.9314694e-1f;
+    p = p * r + 1.0f;
+    return scale_by_power(p, shifted);
+}
+
+// log2 x to 2e-7 for normal x > 0. NaN stays NaN.
+inline Lanes log2(Lanes x) {
     Bits pattern;
-    Bits exponent;
-    std::memcpy(&pattern, &p, sizeof pattern);
-    std::memcpy(&exponent, &shifted, sizeof exponent);
-    pattern += exponent << 23;  // p · 2^n
-    std::memcpy(&p, &pattern, sizeof p);
-    return p;
+    std::memcpy(&pattern, &x, sizeof pattern);
+    const Bits offset = pattern - 0x3f3504f3u;  // from √½ on, so that the mantissa lies around 1
+    const Bits exponent = (offset >> 23) + ((offset >> 31) * 0xfffffe00u);  // arithmetic shift
+    const Bits mantissa_bits = pattern - (exponent << 23);
+    Lanes mantissa;
+    std::memcpy(&mantissa, &mantissa_bits, sizeof mantissa);
+    const Bits shifted_bits = exponent + 0x4b400000u;  // the pattern of kShifter: its low bits count
+    Lanes whole;
+    std::memcpy(&whole, &shifted_bits, sizeof whole);
+    const Lanes t = (mantissa - 1.0f) / (mantissa + 1.0f);
+    const Lanes t2 = t * t;
+    Lanes series = broadcast(0.320598898f);  // 2/ln 2 · (1, 1/3, 1/5, 1/7, 1/9)
+    series = series * t2 + 0.412198583f;
+    series = series * t2 + 0.577078016f;
+    series = series * t2 + 0.961796694f;
+    series = series * t2 + 2.88539008f;
+    const Lanes result = (whole - kShifter) + series * t;
+    return x == x ? result : x;
 }
 
 inline Lanes sigmoid(Lanes x) { return 1.0f / (1.0f + exp_clamped(-x)); }
