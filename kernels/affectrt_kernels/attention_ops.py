@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectrt_kernels import checks, reference
+from affectrt_kernels import checks, native, reference
 from affectrt_kernels.ops import triton_kernels, widened
 
 Pairs = Sequence[tuple[int, int]]
@@ -62,10 +62,21 @@ def _forward(
     if q[0].device.type == "cuda" and dtype != torch.float64:
         forward = triton_kernels("triton_attention").forward
         outputs, log_sums = forward(q, k, v, pairs, lengths, windows or None)
-    else:
-        outputs, log_sums = reference.pairwise_attention(
-            widened(*q), widened(*k), widened(*v), pairs, lengths, windows or None
+        return [*outputs, *log_sums]
+    q, k, v = widened(*q), widened(*k), widened(*v)
+    if q[0].device.type == "cpu" and q[0].dtype == torch.float32:
+        found = native.pairwise_attention(
+            [_numpy(x) for x in q],
+            [_numpy(x) for x in k],
+            [_numpy(x) for x in v],
+            pairs,
+            None if lengths is None else lengths.contiguous().numpy(),
+            [window.contiguous().numpy() for window in windows] or None,
+            threads=torch.get_num_threads(),
         )
+        outputs, log_sums = ([torch.from_numpy(array) for array in arrays] for arrays in found)
+    else:
+        outputs, log_sums = reference.pairwise_attention(q, k, v, pairs, lengths, windows or None)
     # Contiguous, as the fake kernel promises: compiled code around the operator relies on it.
     return [*(output.to(dtype).contiguous() for output in outputs), *(sums.contiguous() for sums in log_sums)]
 
@@ -176,6 +187,13 @@ def _apply_backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
 
 
 _forward.register_autograd(_apply_backward, setup_context=_setup_context)
+
+
+def _numpy(rows: Tensor) -> Any:
+    """Without a copy where every row lies in one piece, as it does in a view of a joint projection."""
+    rows = rows.detach()
+    in_one_piece = rows.stride(3) == 1 and rows.stride(2) == rows.shape[3]
+    return (rows if in_one_piece else rows.contiguous()).numpy()
 
 
 def _unflattened(flat_pairs: Sequence[int]) -> list[tuple[int, int]]:

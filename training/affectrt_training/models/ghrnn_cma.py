@@ -5,13 +5,18 @@ Source: ghrnn_cma §3.2, equations 9–12.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from affectrt.affect import EMOTIONS
+from affectrt_kernels.attention_ops import pairwise_attention
 from affectrt_kernels.ops import gated_rnn
+
+# Rows of ``lengths``.
+TEXT, AUDIO, VISION = range(3)
 
 
 @dataclass(frozen=True)
@@ -36,37 +41,44 @@ class GhrnnCmaConfig:
     """Steps seen by the input convolutions (the paper's 1-D temporal convolution, eq. 2); odd."""
     dropout: float = 0.2
     """On projected features and on the fused vector, while training."""
+    causal: bool = False
+    """Of :class:`CausalGhrnnCma`, which answers at every tick from the past alone; else :class:`GhrnnCma`."""
+    window_s: float = 10.0
+    """How far back a tick attends; causal models only."""
 
 
 class Projection(nn.Module):
     """Temporal convolution to the model width, with the null slot put in front.
 
-    (B, T, D) with lengths (B,) → (B, 1 + T, d) and the mask (B, 1 + T) of valid rows. Rows past the length
-    are cleared before the convolution, so that padding never reaches a valid row. The null slot joins after
-    it: a learned row that is always valid, which is what attention falls on when a modality is absent.
+    (B, T, D) with lengths (B,) → (B, 1 + T, d). Rows past the length are cleared before the convolution, so
+    that padding never reaches a valid row; a causal one sees a row and those before it. The null slot joins
+    after it: a learned row that is always valid, which is what attention falls on when a modality is absent.
     """
 
     def __init__(self, in_dim: int, config: GhrnnCmaConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_dim)
-        self.conv = nn.Conv1d(in_dim, config.model_dim, config.kernel_steps, padding=config.kernel_steps // 2)
+        self.causal = config.causal
+        padding = 0 if config.causal else config.kernel_steps // 2
+        self.conv = nn.Conv1d(in_dim, config.model_dim, config.kernel_steps, padding=padding)
         self.null = nn.Parameter(torch.randn(config.model_dim) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         steps = torch.arange(rows.shape[1], device=rows.device)
         valid = steps.unsqueeze(0) < lengths.unsqueeze(1)
         rows = self.norm(rows) * valid.unsqueeze(-1).to(rows.dtype)
-        projected = self.conv(self.dropout(rows).transpose(1, 2)).transpose(1, 2)
-        null = self.null.expand(rows.shape[0], 1, -1)
-        always = torch.ones_like(valid[:, :1])
-        return torch.cat([null, projected], dim=1), torch.cat([always, valid], dim=1)
+        channels = self.dropout(rows).transpose(1, 2)
+        if self.causal:
+            channels = nn.functional.pad(channels, (self.conv.kernel_size[0] - 1, 0))
+        projected = self.conv(channels).transpose(1, 2)
+        return torch.cat([self.null.expand(rows.shape[0], 1, -1), projected], dim=1)
 
 
 class CrossModalAttention(nn.Module):
-    """Multi-head attention of one modality's rows over another's (eq. 3–4 with Q from text).
+    """The projections around the attention of one modality's rows over another's (eq. 3–4, Q from text).
 
-    query (B, Tq, d), memory (B, Tm, d), valid (B, Tm) → (B, Tq, d).
+    The attention itself is one call for all pairs: see :meth:`Fusion.attend`.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -76,34 +88,24 @@ class CrossModalAttention(nn.Module):
         self.key_value = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, query: Tensor, memory: Tensor, valid: Tensor) -> Tensor:
-        batch, steps, dim = query.shape
+    def split(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (B, Tq, d) and memory (B, Tm, d) → q, k and v by head, (B, T, heads, d / heads)."""
+        k, v = self.key_value(memory).chunk(2, dim=-1)
+        by_head = (self.heads, -1)
+        return self.query(query).unflatten(-1, by_head), k.unflatten(-1, by_head), v.unflatten(-1, by_head)
 
-        def split(x: Tensor) -> Tensor:
-            return x.view(batch, -1, self.heads, dim // self.heads).transpose(1, 2)
-
-        q = split(self.query(query))
-        k, v = (split(x) for x in self.key_value(memory).chunk(2, dim=-1))
-        scores = q @ k.transpose(2, 3) * (dim // self.heads) ** -0.5
-        # −1e9, not −inf: the null slot is always valid, so no row is ever fully masked.
-        scores = scores.masked_fill(~valid[:, None, None, :], -1e9)
-        attended = scores.softmax(dim=-1) @ v
-        out: Tensor = self.out(attended.transpose(1, 2).reshape(batch, steps, dim))
-        return out
+    def join(self, attended: Tensor) -> Tensor:
+        """(B, Tq, heads, d / heads) → (B, Tq, d)."""
+        joined: Tensor = self.out(attended.flatten(-2))
+        return joined
 
 
-class GhrnnCma(nn.Module):
-    """Three sequences in, sentiment and emotion out.
+class Fusion(nn.Module):
+    """The parts that the model of whole clips and the causal one share, under the same names."""
 
-    What the paper leaves open, and what is done here: the query timeline is the text's (its "text-based
-    acoustic and visual representations"), so voice and face speak through every token, and through the text's
-    null slot when there is no text; the attention output is normalised before it is paired, because the three
-    inputs differ in scale. The last state of each recurrence (eq. 10) is the one after the last valid token.
-    """
-
-    def __init__(self, config: GhrnnCmaConfig | None = None) -> None:
+    def __init__(self, config: GhrnnCmaConfig) -> None:
         super().__init__()
-        self.config = config = config or GhrnnCmaConfig()
+        self.config = config
         d, h = config.model_dim, config.hidden_dim
         self.text = Projection(config.text_dim, config)
         self.audio = Projection(config.audio_dim, config)
@@ -124,6 +126,44 @@ class GhrnnCma(nn.Module):
         self.sentiment = nn.Linear(config.fused_dim, 1)
         self.emotion = nn.Linear(config.fused_dim, len(EMOTIONS))
 
+    def attend(
+        self, t: Tensor, a: Tensor, v: Tensor, lengths: Tensor, windows: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Projected modalities (B, 1 + T_m, d), lengths (3, B) → what the recurrences read (3, B, 1 + T, 2d).
+
+        Text rows look at voice and at face (eq. 3–4); the three are normalised, then paired (eq. 9).
+        """
+        both = (self.text_to_audio, self.text_to_vision)
+        parts = [attention.split(t, memory) for attention, memory in zip(both, (a, v), strict=True)]
+        queries, keys, values = zip(*parts, strict=True)
+        pairs = [(TEXT, AUDIO), (TEXT, VISION)]
+        attended = pairwise_attention(queries, keys, values, pairs, lengths, windows)
+        at, vt = (attention.join(x) for attention, x in zip(both, attended, strict=True))
+        t, at, vt = (norm(x) for norm, x in zip(self.norms, (t, at, vt), strict=True))
+        return torch.stack([torch.cat([t, at], -1), torch.cat([t, vt], -1), torch.cat([at, vt], -1)])
+
+    def read(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """States of the three recurrences (3, …, h) → sentiment (…,) and emotion logits (…, 7), eq. 11."""
+        joined = torch.cat(states.unbind(), dim=-1)
+        fused = self.dropout(torch.relu(self.fused(self.dropout(joined))))
+        return self.sentiment(fused).squeeze(-1).clamp(-3.0, 3.0), self.emotion(fused)
+
+
+class GhrnnCma(Fusion):
+    """Three sequences in, sentiment and emotion out.
+
+    What the paper leaves open, and what is done here: the query timeline is the text's (its "text-based
+    acoustic and visual representations"), so voice and face speak through every token, and through the text's
+    null slot when there is no text; the attention output is normalised before it is paired, because the three
+    inputs differ in scale. The last state of each recurrence (eq. 10) is the one after the last valid token.
+    """
+
+    def __init__(self, config: GhrnnCmaConfig | None = None) -> None:
+        config = config or GhrnnCmaConfig()
+        if config.causal:
+            raise ValueError("GhrnnCma: config.causal: expected False, got True; that is CausalGhrnnCma")
+        super().__init__(config)
+
     def forward(
         self,
         text: Tensor,
@@ -137,16 +177,12 @@ class GhrnnCma(nn.Module):
 
         A length of 0 means that the modality is absent; T_m is at least 1.
         """
-        t, _ = self.text(text, text_lengths)
-        a, a_valid = self.audio(audio, audio_lengths)
-        v, v_valid = self.vision(vision, vision_lengths)
-        at = self.text_to_audio(t, a, a_valid)
-        vt = self.text_to_vision(t, v, v_valid)
-        t, at, vt = (norm(x) for norm, x in zip(self.norms, (t, at, vt), strict=True))
-        pairs = torch.stack(
-            [torch.cat([t, at], -1), torch.cat([t, vt], -1), torch.cat([at, vt], -1)]
-        )  # eq. 9
+        lengths = torch.stack([text_lengths, audio_lengths, vision_lengths])
+        t, a, v = (
+            self.text(text, text_lengths),
+            self.audio(audio, audio_lengths),
+            self.vision(vision, vision_lengths),
+        )
+        pairs = self.attend(t, a, v, lengths)
         _, last = gated_rnn(pairs, self.w_x, self.w_h, self.bias, text_lengths + 1)  # eq. 10, 12
-        states = torch.cat([last[0], last[1], last[2]], dim=-1)
-        fused = self.dropout(torch.relu(self.fused(self.dropout(states))))  # eq. 11
-        return self.sentiment(fused).squeeze(-1).clamp(-3.0, 3.0), self.emotion(fused)
+        return self.read(last)
