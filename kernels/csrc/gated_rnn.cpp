@@ -36,16 +36,31 @@ GatedRnn::GatedRnn(const GatedRnnWeights& w, const Kernels& kernels)
 }
 
 void GatedRnn::operator()(const GatedRnnCall& call, std::size_t threads) const {
+    run(call, threads, thread_scratch(scratch(call.batch, threads)));
+}
+
+std::size_t GatedRnn::workers(std::size_t batch, std::size_t threads) const {
+    const std::size_t blocks = (batch + kRowsTogether - 1) / kRowsTogether;
+    return std::max<std::size_t>(1, std::min(threads, streams_ * blocks));
+}
+
+std::size_t GatedRnn::recur_floats(std::size_t batch) const {
+    const std::size_t units = padded(hidden_, kernels_->lanes);
+    return Pieces::rounded(recur_scratch(units, gates_, std::max<std::size_t>(1, std::min(batch, kRowsTogether))));
+}
+
+std::size_t GatedRnn::scratch(std::size_t batch, std::size_t threads) const {
+    return workers(batch, threads) * recur_floats(batch) + 2 * Pieces::rounded(2 * batch);
+}
+
+void GatedRnn::run(const GatedRnnCall& call, std::size_t threads, float* memory) const {
     const std::size_t batch = call.batch;
     if (streams_ == 0 || batch == 0) return;
     const std::size_t blocks = (batch + kRowsTogether - 1) / kRowsTogether;
-    const std::size_t tasks = streams_ * blocks;
-    const std::size_t workers = std::max<std::size_t>(1, std::min(threads, tasks));
-    const std::size_t units = padded(hidden_, kernels_->lanes);
-    const std::size_t each = Pieces::rounded(recur_scratch(units, gates_, std::min(batch, kRowsTogether)));
+    const std::size_t each = recur_floats(batch);
     static_assert(sizeof(std::size_t) <= 2 * sizeof(float), "rows and lengths lie in scratch of floats");
-    Pieces pieces(thread_scratch(workers * each + 2 * Pieces::rounded(2 * batch)));
-    float* const scratch = pieces.take(workers * each);
+    Pieces pieces(memory);
+    float* const scratch = pieces.take(workers(batch, threads) * each);
     auto* const rows = reinterpret_cast<std::size_t*>(pieces.take(2 * batch));
     auto* const lengths = reinterpret_cast<std::size_t*>(pieces.take(2 * batch));
 
@@ -59,7 +74,7 @@ void GatedRnn::operator()(const GatedRnnCall& call, std::size_t threads) const {
     });
     std::transform(rows, rows + batch, lengths, length);
 
-    share(tasks, workers, [&](std::size_t task, std::size_t worker) {
+    share(streams_ * blocks, threads, [&](std::size_t task, std::size_t worker) {
         const std::size_t s = task / blocks, first = task % blocks * kRowsTogether;
         const Stream& stream = packed_[s];
         Recurrence part{};

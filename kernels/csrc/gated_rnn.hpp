@@ -33,7 +33,11 @@ class GatedRnn {
   public:
     GatedRnn(const GatedRnnWeights& weights, const Kernels& kernels);
 
+    // With scratch of the calling thread. Throws std::bad_alloc only.
     void operator()(const GatedRnnCall& call, std::size_t threads) const;
+    // With the caller's, of `scratch(batch, threads)` floats.
+    void run(const GatedRnnCall& call, std::size_t threads, float* scratch) const;
+    std::size_t scratch(std::size_t batch, std::size_t threads) const;
 
     std::size_t streams() const { return streams_; }
     std::size_t inputs() const { return inputs_; }
@@ -41,6 +45,9 @@ class GatedRnn {
     std::size_t gates() const { return gates_; }
 
   private:
+    std::size_t workers(std::size_t batch, std::size_t threads) const;
+    std::size_t recur_floats(std::size_t batch) const;
+
     struct Stream {
         Packed w_x, w_gates, w_candidate;
         const float* bias;

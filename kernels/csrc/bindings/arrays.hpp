@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -109,5 +110,6 @@ inline py::array_t<float> empty(const Shape& shape) {
 
 void define_gated_rnn(py::module_& module);
 void define_attention(py::module_& module);
+void define_ghrnn_cma(py::module_& module);
 
 }  // namespace affectrt::bindings
