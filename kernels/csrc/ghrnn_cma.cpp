@@ -112,11 +112,12 @@ void GhrnnCma::operator()(const std::array<FeatureRows, kModalities>& features, 
     unsigned used = 0;
     for (std::size_t r = 0; r < count; ++r) used |= subsets[r];
     std::array<std::size_t, kModalities> rows{};  // with the null slot; 1 where nobody wants the modality
-    std::size_t normed_floats = 0, longest = 1;
+    std::size_t normed_floats = 0, projection_floats = 0, longest = 1;
     for (std::size_t m = 0; m < kModalities; ++m) {
         rows[m] = 1 + ((used >> m & 1u) != 0 ? features[m].rows : 0);
         longest = std::max(longest, rows[m]);
-        normed_floats = std::max(normed_floats, (rows[m] + sizes_.taps) * sizes_.dims[m]);
+        normed_floats = std::max(normed_floats, (rows[m] + projections_[m].spare_rows()) * sizes_.dims[m]);
+        projection_floats = std::max(projection_floats, projections_[m].scratch());
     }
     const std::size_t queries = rows[0], pair = kAnswers * d, joint = query_.width();
     const std::size_t attend_floats = attend_scratch(kernels_->panel, d / sizes_.heads);
@@ -124,12 +125,13 @@ void GhrnnCma::operator()(const std::array<FeatureRows, kModalities>& features, 
 
     std::size_t floats = 0;
     for (const std::size_t part :
-         {normed_floats, longest * width_, longest * joint, queries * joint, 3 * queries * width_, kStreams * queries * d,
+         {normed_floats, projection_floats, longest * width_, longest * joint, queries * joint, 3 * queries * width_, kStreams * queries * d,
           kAnswers * d, kStreams * count * queries * pair, kStreams * count * h, 2 * count, attend_floats, rnn_floats,
           verdict_floats(count)})
         floats += Pieces::rounded(part);
     Pieces pieces(thread_scratch(floats));
     float* const normed = pieces.take(normed_floats);
+    float* const projection_memory = pieces.take(projection_floats);
     float* const projected = pieces.take(longest * width_);
     float* const key_values = pieces.take(longest * joint);
     float* const asked = pieces.take(queries * joint);
@@ -148,7 +150,8 @@ void GhrnnCma::operator()(const std::array<FeatureRows, kModalities>& features, 
         const std::size_t before = projections_[m].taps() / 2;
         if (rows[m] == 1) return;
         std::fill_n(normed, before * sizes_.dims[m], 0.0f);
-        projections_[m](features[m].values, rows[m] - 1, before, normed, projected + width_, width_);
+        projections_[m](features[m].values, rows[m] - 1, before, normed, projected + width_, width_,
+                        projection_memory);
     };
 
     project(0);

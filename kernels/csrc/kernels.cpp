@@ -3,6 +3,7 @@
 #include "kernels.hpp"
 
 #include "attend.hpp"
+#include "convolve.hpp"
 #include "multiply.hpp"
 #include "normalize.hpp"
 #include "recurrence.hpp"
@@ -10,8 +11,8 @@
 namespace affectrt {
 
 extern const Kernels AFFECTRT_KERNELS;
-const Kernels AFFECTRT_KERNELS{AFFECTRT_KERNELS_NAME, kLanes,    kPanel * kLanes, pack,
-                               multiply,              normalize, recur,           attend,
-                               attend_ring};
+const Kernels AFFECTRT_KERNELS{
+    AFFECTRT_KERNELS_NAME, kLanes, kPanel * kLanes, pack, multiply, convolve, normalize, recur, attend, attend_ring,
+};
 
 }  // namespace affectrt

@@ -27,6 +27,16 @@ struct Product {
     std::ptrdiff_t c_stride;
 };
 
+// y (rows, outputs) of three taps over time: row t is bias + Σ_tap w_tap · x[t + tap].
+struct Convolution {
+    const float* x;    // (rows rounded up to kTileRows, + 2; dim)
+    std::size_t rows, dim;
+    const Packed* w;   // kTilePoints matrices (outputs, dim): kTileWeights of the taps
+    const float* bias;
+    float* y;
+    std::ptrdiff_t y_stride;
+};
+
 // y = (x − mean) / √(variance + 1e-5) ∘ scale + shift, row by row.
 struct LayerNorm {
     const float* x;
@@ -95,6 +105,7 @@ struct Kernels {
     // (blocks · rows, depth) row-major → Packed::weights; every block is padded to whole vectors on its own.
     void (*pack)(const float* w, std::size_t blocks, std::size_t rows, std::size_t depth, float* packed);
     void (*multiply)(const Product&);
+    void (*convolve)(const Convolution&, float* scratch);
     void (*normalize)(const LayerNorm&);
     void (*recur)(const Recurrence&, float* scratch);
     void (*attend)(const Attention&, float* scratch);
@@ -112,6 +123,23 @@ constexpr std::size_t steps_together(std::size_t rows) { return rows >= 16 ? 16 
 constexpr std::size_t recur_scratch(std::size_t padded_hidden, std::size_t gates, std::size_t rows) {
     return rows * padded_hidden * (2 + (gates + 1) * steps_together(rows));
 }
+
+constexpr std::size_t kTileRows = 4;
+constexpr std::size_t kTilePoints = 6;
+constexpr std::size_t kTilesTogether = 24;
+
+// What `convolve` needs: transformed inputs and products of some tiles.
+constexpr std::size_t convolve_scratch(std::size_t dim, std::size_t padded_outputs) {
+    return kTilePoints * kTilesTogether * (dim + padded_outputs);
+}
+
+// The weights of each point from those of the three taps.
+constexpr double kTileWeights[kTilePoints][3] = {{1.0, 0.0, 0.0},
+                                                 {1.0 / 3, 1.0 / 3, 1.0 / 3},
+                                                 {-1.0 / 3, 1.0 / 3, -1.0 / 3},
+                                                 {-16.0 / 15, -8.0 / 15, -4.0 / 15},
+                                                 {1.0 / 15, -2.0 / 15, 4.0 / 15},
+                                                 {0.0, 0.0, 1.0}};
 
 constexpr std::size_t kKeysTogether = 64;
 

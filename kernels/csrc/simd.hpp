@@ -37,9 +37,11 @@ alignas(64) constexpr float kZeros[64] = {};
 inline Lanes max(Lanes a, Lanes b) { return a > b ? a : b; }
 
 inline float sum_of(Lanes lanes) {
-    float sum = 0.0f;
-    for (std::size_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
-    return sum;
+    typedef float Four __attribute__((vector_size(4 * sizeof(float))));
+    Four parts[kLanes / 4];
+    std::memcpy(parts, &lanes, sizeof parts);
+    for (std::size_t i = 1; i < kLanes / 4; ++i) parts[0] += parts[i];
+    return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
 }
 
 // Adding 1.5·2^23 rounds to the nearest integer and leaves it in the low bits of the pattern.
