@@ -197,7 +197,6 @@ void GhrnnCma::operator()(const std::array<FeatureRows, kModalities>& features, 
             if (m > 0 && !counts(m)) return unanswered + (m - 1) * d;
             return attended + (m * queries + i) * d;
         };
-        constexpr std::size_t kSides[kStreams][2] = {{0, 1}, {0, 2}, {1, 2}};  // eq. 9
         for (std::size_t s = 0; s < kStreams; ++s) {
             float* to = pairs + (s * count + r) * queries * pair;
             for (std::size_t i = 0; i < length; ++i, to += pair) {

@@ -14,7 +14,8 @@ namespace affectrt {
 
 constexpr std::size_t kModalities = 3;  // text, audio, vision
 constexpr std::size_t kAnswers = 2;     // audio and vision answer, text asks
-constexpr std::size_t kStreams = 3;     // [t; at], [t; vt], [at; vt]
+constexpr std::size_t kStreams = 3;     // the pairs of eq. 9: [t; at], [t; vt], [at; vt]
+constexpr std::size_t kSides[kStreams][2] = {{0, 1}, {0, 2}, {1, 2}};
 
 // A weight by its name in the state dict, checked to have this shape.
 using Weights = std::function<const float*(const std::string& name, const std::vector<std::size_t>& shape)>;

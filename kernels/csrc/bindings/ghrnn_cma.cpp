@@ -2,7 +2,11 @@
 
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <mutex>
+
 #include "arrays.hpp"
+#include "ghrnn_cma_stream.hpp"
 
 namespace affectrt::bindings {
 namespace {
@@ -104,6 +108,8 @@ class Model {
         return {std::move(sentiment), std::move(logits)};
     }
 
+    const GhrnnCma& model() const { return model_; }
+
     std::vector<std::size_t> dims() const { return {model_.sizes().dims.begin(), model_.sizes().dims.end()}; }
 
   private:
@@ -121,6 +127,86 @@ class Model {
     GhrnnCma model_;
 };
 
+// One person's state, guarded: a tick of one thread waits for that of another.
+class Stream {
+  public:
+    Stream(const Model& model, const py::object& no_word, double window_s)
+        : arguments_("ghrnn_cma stream"),
+          sizes_(model.model().sizes()),
+          stream_(model.model(), row("no_word", no_word), checked_window(window_s)) {}
+
+    std::pair<float, py::array> step(double time_s, const py::object& text, const py::object& audio,
+                                     const py::object& audio_times_s, const py::object& vision,
+                                     const py::object& vision_times_s) {
+        py::gil_scoped_release unlocked;
+        const std::lock_guard<std::mutex> turn(mutex_);
+        py::gil_scoped_acquire relocked;
+        if (!std::isfinite(time_s) || time_s <= stream_.last_tick_s())
+            arguments_.refuse("time_s", "a time after the last tick, " + std::to_string(stream_.last_tick_s()),
+                              std::to_string(time_s));
+        const float* const text_row = text.is_none() ? nullptr : row("text", text);
+        const std::array<TimedRows, kAnswers> rows{timed(0, audio, audio_times_s, time_s),
+                                                   timed(1, vision, vision_times_s, time_s)};
+        float sentiment = 0.0f;
+        auto logits = empty({static_cast<py::ssize_t>(sizes_.emotions)});
+        float* const to = logits.mutable_data();
+        {
+            py::gil_scoped_release computing;
+            stream_.step(time_s, text_row, rows, &sentiment, to);
+        }
+        return {sentiment, std::move(logits)};
+    }
+
+  private:
+    double checked_window(double window_s) const {
+        if (!(window_s > 0.0) || !std::isfinite(window_s))
+            arguments_.refuse("window_s", "a number of seconds above 0", std::to_string(window_s));
+        return window_s;
+    }
+
+    const float* finite(const std::string& name, const py::array& array) const {
+        const float* const values = arguments_.floats(name, array);
+        // What is refused here would stay in the state for good.
+        if (!std::all_of(values, values + array.size(), [](float value) { return std::isfinite(value); }))
+            arguments_.refuse(name, "finite numbers", "NaN or infinity");
+        return values;
+    }
+
+    const float* row(const std::string& name, const py::object& object) const {
+        const py::array array = arguments_.array(name, object);
+        arguments_.expect_shape(name, array, {static_cast<py::ssize_t>(sizes_.dims[0])}, "(D,)");
+        return finite(name, array);
+    }
+
+    TimedRows timed(std::size_t which, const py::object& values_object, const py::object& times_object,
+                    double time_s) const {
+        if (values_object.is_none() && times_object.is_none()) return {nullptr, nullptr, 0};
+        const std::string name = kModalityNames[1 + which], times_name = name + "_times_s";
+        const py::array values = arguments_.array(name, values_object);
+        const py::array times = arguments_.array(times_name, times_object);
+        arguments_.expect_rank(name, values, 2, "(T, D)");
+        const py::ssize_t count = values.shape(0);
+        arguments_.expect_shape(name, values, {count, static_cast<py::ssize_t>(sizes_.dims[1 + which])}, "(T, D)");
+        arguments_.expect_shape(times_name, times, {count}, "(T,)");
+        const double* const at = arguments_.data<double>(times_name, times, "float64");
+        double before = stream_.newest_s(which);
+        for (py::ssize_t i = 0; i < count; ++i) {
+            if (!(at[i] >= before && at[i] <= time_s))
+                arguments_.refuse(times_name + "[" + std::to_string(i) + "]",
+                                  "a time from " + std::to_string(before) + " to that of the tick, " +
+                                      std::to_string(time_s),
+                                  std::to_string(at[i]));
+            before = at[i];
+        }
+        return {finite(name, values), at, size(count)};
+    }
+
+    Arguments arguments_;
+    GhrnnCmaSizes sizes_;
+    GhrnnCmaStream stream_;
+    std::mutex mutex_;
+};
+
 }  // namespace
 
 void define_ghrnn_cma(py::module_& module) {
@@ -128,7 +214,15 @@ void define_ghrnn_cma(py::module_& module) {
         .def(py::init<const py::object&, py::ssize_t, const std::string&>(), py::arg("weights"), py::kw_only(),
              py::arg("heads"), py::arg("instruction_set") = "")
         .def("__call__", &Model::call, py::arg("text"), py::arg("audio"), py::arg("vision"), py::arg("subsets"))
+        .def("stream", [](const Model& model, const py::object& no_word, double window_s) {
+                 return std::make_unique<Stream>(model, no_word, window_s);
+             }, py::arg("no_word"), py::arg("window_s"), py::keep_alive<0, 1>(),
+             "The state of one person, for the causal model.")
         .def_property_readonly("dims", &Model::dims, "Features per row of text, audio and vision.");
+    py::class_<Stream>(module, "GhrnnCmaStream", "The causal GHRNN-CMA one tick at a time.")
+        .def("step", &Stream::step, py::arg("time_s"), py::arg("text") = py::none(), py::arg("audio") = py::none(),
+             py::arg("audio_times_s") = py::none(), py::arg("vision") = py::none(),
+             py::arg("vision_times_s") = py::none());
 }
 
 }  // namespace affectrt::bindings
