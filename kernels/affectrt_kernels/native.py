@@ -21,7 +21,7 @@ FloatArray = NDArray[np.float32]
 
 
 class GatedRnn:
-    """``gated_rnn`` for many calls with the same weights, which are packed once; safe to share between threads.
+    """``gated_rnn`` for many calls with the same weights, which are packed once; threads may share it.
 
     After the first call of its shape a call with ``out`` allocates nothing.
     """
@@ -91,8 +91,8 @@ def pairwise_attention(
 ) -> tuple[list[FloatArray], list[FloatArray]]:
     """``reference.pairwise_attention`` in float32 C++, with the interpreter lock released.
 
-    q, k and v may be views of a joint projection: only the last two axes must lie contiguously. Pairs, rows and
-    heads are shared between ``threads`` threads.
+    q, k and v may be views of a joint projection: only the last two axes must lie contiguously. Pairs, rows
+    and heads are shared between ``threads`` threads.
 
     Raises:
         ValueError: a type, layout, shape, pair or length does not fit.
