@@ -144,7 +144,7 @@ class Fusion(nn.Module):
 
     def read(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """States of the three recurrences (3, …, h) → sentiment (…,) and emotion logits (…, 7), eq. 11."""
-        joined = torch.cat(states.unbind(), dim=-1)
+        joined = states.movedim(0, -2).flatten(-2)
         fused = self.dropout(torch.relu(self.fused(self.dropout(joined))))
         return self.sentiment(fused).squeeze(-1).clamp(-3.0, 3.0), self.emotion(fused)
 
