@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <mutex>
+#include <set>
 
 #include "arrays.hpp"
 #include "ghrnn_cma_stream.hpp"
@@ -12,6 +13,7 @@ namespace affectrt::bindings {
 namespace {
 
 const char* const kModalityNames[kModalities] = {"text", "audio", "vision"};
+const char* const kNoWord = "no_word";  // of the causal model: what stream() is given
 
 // The state dict: weights by name.
 class StateDict {
@@ -26,7 +28,17 @@ class StateDict {
         if (!dict_.contains(name)) arguments_.refuse("weights", "'" + name + "' among the names", "no such weight");
         const py::array found = arguments_.array("weights['" + name + "']", dict_[py::str(name)]);
         arguments_.expect_rank("weights['" + name + "']", found, rank, symbols);
+        taken_.insert(name);
         return found;
+    }
+
+    // One that nobody asked for belongs to another model, whose results these would not be.
+    void expect_no_other() const {
+        for (const auto& item : dict_) {
+            const std::string name = py::str(item.first);
+            if (name != kNoWord && taken_.count(name) == 0)
+                arguments_.refuse("weights", "the weights of GHRNN-CMA only", "also '" + name + "'");
+        }
     }
 
     const float* floats(const std::string& name, const std::vector<std::size_t>& shape) const {
@@ -42,6 +54,7 @@ class StateDict {
   private:
     const Arguments& arguments_;
     py::dict dict_;
+    mutable std::set<std::string> taken_;
 };
 
 GhrnnCmaSizes sizes_of(const Arguments& arguments, const StateDict& weights, py::ssize_t heads) {
@@ -117,10 +130,12 @@ class Model {
         : arguments_(std::move(arguments)), model_(made(StateDict(arguments_, weights), heads, instruction_set)) {}
 
     GhrnnCma made(const StateDict& weights, py::ssize_t heads, const std::string& instruction_set) const {
-        return GhrnnCma(
+        GhrnnCma model(
             sizes_of(arguments_, weights, heads),
             [&](const std::string& name, const std::vector<std::size_t>& shape) { return weights.floats(name, shape); },
             arguments_.kernels(instruction_set));
+        weights.expect_no_other();
+        return model;
     }
 
     Arguments arguments_;
