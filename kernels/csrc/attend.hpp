@@ -97,7 +97,7 @@ void attend(const Attention& p, float* scratch) {
         }
         const auto key = static_cast<std::ptrdiff_t>(from);
         const std::size_t vectors = width / kLanes;
-        multiply({p.k + key * p.k_stride, p.k_stride, false, count, {q, p.dim, vectors}, kZeros, 0, scores, stride});
+        multiply({p.k + key * p.k_stride, p.k_stride, false, count, {q, p.dim, vectors}, nullptr, 0, scores, stride});
         if (p.windows != nullptr) hide_outside(scores, from, count, edges, width);
         softmax_block(scores, count, width, maximum, sum, out, p.dim);
         multiply({p.v + key * p.v_stride, p.v_stride, true, p.dim, {scores, count, vectors}, out, stride, out, stride});

@@ -62,7 +62,7 @@ void convolve(const Convolution& p, float* scratch) {
         for (std::size_t i = 0; i < count; ++i)
             transform_inputs(p.x + (first + i) * kTileRows * p.dim, p.dim, v + i * p.dim, kTilesTogether * p.dim);
         for (std::size_t point = 0; point < kTilePoints; ++point)
-            multiply({v + point * kTilesTogether * p.dim, v_stride, false, count, p.w[point], kZeros, 0,
+            multiply({v + point * kTilesTogether * p.dim, v_stride, false, count, p.w[point], nullptr, 0,
                       m + point * kTilesTogether * width, m_stride});
         for (std::size_t i = 0; i < count; ++i) {
             const std::size_t row = (first + i) * kTileRows;

@@ -21,7 +21,7 @@ struct Product {
     bool a_transposed;
     std::size_t rows;
     Packed w;
-    const float* start;        // (rows, outputs); a stride of 0 starts every row alike: a bias
+    const float* start;        // (rows, outputs), null for zeros; a stride of 0 starts every row alike: a bias
     std::ptrdiff_t start_stride;
     float* c;                  // may be `start`
     std::ptrdiff_t c_stride;

@@ -27,21 +27,25 @@ inline void tile(const Product& p, std::size_t row, const float* w, std::size_t 
     const auto at = static_cast<std::ptrdiff_t>(row);
     const float* a = Transposed ? p.a + row : p.a + at * p.a_stride;
     const std::ptrdiff_t step = Transposed ? p.a_stride : 1;
-    const float* rows[Rows];
+    // Two pointers and a stride reach six rows: more pointers than that would not stay in registers.
+    const float* low = a;
+    const float* high = Transposed ? a + 3 : a + 3 * p.a_stride;
+    const std::ptrdiff_t apart = Transposed ? 1 : p.a_stride;
+    const auto element = [&](std::size_t m) {
+        return m < 3 ? low[static_cast<std::ptrdiff_t>(m) * apart] : high[static_cast<std::ptrdiff_t>(m - 3) * apart];
+    };
     Lanes sum[kParts][Rows][Vectors];
 #pragma GCC unroll 8
     for (std::size_t m = 0; m < Rows; ++m) {
-        rows[m] = Transposed ? a + m : a + static_cast<std::ptrdiff_t>(m) * p.a_stride;
-        const float* start = p.start + (at + static_cast<std::ptrdiff_t>(m)) * p.start_stride + first;
+        const std::ptrdiff_t from = (at + static_cast<std::ptrdiff_t>(m)) * p.start_stride;
 #pragma GCC unroll 4
         for (std::size_t v = 0; v < Vectors; ++v) {
-            sum[0][m][v] = load(start + v * kLanes);
+            sum[0][m][v] = p.start == nullptr ? Lanes{} : load(p.start + from + first + v * kLanes);
 #pragma GCC unroll 8
             for (std::size_t part = 1; part < kParts; ++part) sum[part][m][v] = Lanes{};
         }
     }
     std::size_t k = 0;
-    std::ptrdiff_t ka = 0;
     for (; k + kParts <= p.w.depth; k += kParts) {
 #pragma GCC unroll 8
         for (std::size_t part = 0; part < kParts; ++part) {
@@ -51,17 +55,18 @@ inline void tile(const Product& p, std::size_t row, const float* w, std::size_t 
             for (std::size_t v = 0; v < Vectors; ++v) column[v] = load(w + v * kLanes);
 #pragma GCC unroll 8
             for (std::size_t m = 0; m < Rows; ++m) {
-                const Lanes value = broadcast(rows[m][ka]);
+                const Lanes value = broadcast(element(m));
 #pragma GCC unroll 4
                 for (std::size_t v = 0; v < Vectors; ++v) sum[part][m][v] += value * column[v];
             }
             w += kWidth;
-            ka += step;
+            low += step;
+            high += step;
         }
     }
-    for (; k < p.w.depth; ++k, w += kWidth, ka += step)
+    for (; k < p.w.depth; ++k, w += kWidth, low += step, high += step)
         for (std::size_t v = 0; v < Vectors; ++v)
-            for (std::size_t m = 0; m < Rows; ++m) sum[0][m][v] += rows[m][ka] * load(w + v * kLanes);
+            for (std::size_t m = 0; m < Rows; ++m) sum[0][m][v] += element(m) * load(w + v * kLanes);
 #pragma GCC unroll 8
     for (std::size_t m = 0; m < Rows; ++m) {
         float* c = p.c + (at + static_cast<std::ptrdiff_t>(m)) * p.c_stride + first;

@@ -32,7 +32,6 @@ inline void store(float* to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes
 inline Lanes broadcast(float x) { return x - Lanes{}; }
 
 constexpr float kInfinity = __builtin_inff();
-alignas(64) constexpr float kZeros[64] = {};
 
 inline Lanes max(Lanes a, Lanes b) { return a > b ? a : b; }
 

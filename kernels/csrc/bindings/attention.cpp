@@ -15,6 +15,7 @@ Rows rows(const Arguments& arguments, const std::string& name, const py::array& 
     constexpr py::ssize_t kFloat = sizeof(float);
     const py::ssize_t dim = array.shape(3), heads = array.shape(2);
     const bool together = (dim < 2 || array.strides(3) == kFloat) && (heads < 2 || array.strides(2) == dim * kFloat);
+    if (array.size() == 0) return {};  // torch gives such arrays strides of 0
     if (!together || array.strides(0) % kFloat != 0 || array.strides(1) % kFloat != 0)
         arguments.refuse(name, "heads and their width to lie contiguously",
                          "strides " + text({array.strides(), array.strides() + array.ndim()}));
