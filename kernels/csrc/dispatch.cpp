@@ -13,7 +13,8 @@ const std::vector<const Kernels*>& runnable_kernels() {
         std::vector<const Kernels*> found;
 #if defined(AFFECTRT_X86)
         const bool fma = __builtin_cpu_supports("fma");
-        if (fma && __builtin_cpu_supports("avx512f")) found.push_back(&kAvx512Kernels);
+        const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
+        if (fma && avx512) found.push_back(&kAvx512Kernels);
         if (fma && __builtin_cpu_supports("avx2")) found.push_back(&kAvx2Kernels);
 #endif
         found.push_back(&kBaselineKernels);

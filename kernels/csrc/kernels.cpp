@@ -2,7 +2,7 @@
 // standard library: the linker would keep one copy of it, perhaps one this machine cannot run.
 #include "kernels.hpp"
 
-#include "attend.hpp"
+#include "attend_ring.hpp"
 #include "convolve.hpp"
 #include "multiply.hpp"
 #include "normalize.hpp"
@@ -10,9 +10,12 @@
 
 namespace affectrt {
 
+void AFFECTRT_ATTEND(const Attention& p, float* scratch);  // attend.cpp
+
 extern const Kernels AFFECTRT_KERNELS;
 const Kernels AFFECTRT_KERNELS{
-    AFFECTRT_KERNELS_NAME, kLanes, kPanel * kLanes, pack, multiply, convolve, normalize, recur, attend, attend_ring,
+    AFFECTRT_KERNELS_NAME, kLanes, kPanel * kAttendLanes, pack, multiply, convolve, normalize, recur, AFFECTRT_ATTEND,
+    attend_ring,
 };
 
 }  // namespace affectrt

@@ -10,11 +10,21 @@ namespace affectrt {
 namespace {  // every translation unit has its own copy: they differ in instruction set
 
 #if defined(__AVX512F__)
-constexpr std::size_t kLanes = 16;
+constexpr std::size_t kWidest = 16;
 #elif defined(__AVX2__)
-constexpr std::size_t kLanes = 8;
+constexpr std::size_t kWidest = 8;
 #else
-constexpr std::size_t kLanes = 4;
+constexpr std::size_t kWidest = 4;
+#endif
+
+// Attention's lanes are queries, a few dozen: vectors of 16 would leave more of them idle than they save where they
+// run at half the rate of vectors of 8, as they do on most processors of the edge.
+constexpr std::size_t kAttendLanes = kWidest < 8 ? kWidest : 8;
+
+#if defined(AFFECTRT_ATTEND_ONLY)
+constexpr std::size_t kLanes = kAttendLanes;
+#else
+constexpr std::size_t kLanes = kWidest;
 #endif
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
@@ -32,6 +42,7 @@ inline void store(float* to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes
 inline Lanes broadcast(float x) { return x - Lanes{}; }
 
 constexpr float kInfinity = __builtin_inff();
+constexpr float kLog2E = 1.44269504f;
 
 inline Lanes max(Lanes a, Lanes b) { return a > b ? a : b; }
 
