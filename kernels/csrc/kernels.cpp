@@ -6,6 +6,7 @@
 #include "convolve.hpp"
 #include "multiply.hpp"
 #include "normalize.hpp"
+#include "pack.hpp"
 #include "recurrence.hpp"
 
 namespace affectrt {
