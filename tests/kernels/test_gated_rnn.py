@@ -298,3 +298,13 @@ def test_native_needs_no_torch() -> None:
 def test_missing_extension_says_how_to_build_it() -> None:
     code = "import sys; sys.modules['affectrt_kernels._native'] = None; import affectrt_kernels.native"
     assert "_native is not built" in (out := run_python(code)) and "pip install -e ." in out
+
+
+def test_missing_triton_says_how_to_install_it() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; from affectrt_kernels import ops; "
+        "ops.triton_kernels('triton_gated_rnn')"
+    )
+    out = run_python(code)
+    assert "ImportError: tensors on an NVIDIA GPU need Triton" in out
+    assert "pip install affectrt[kernels]" in out
