@@ -47,10 +47,8 @@ class AttentionProblem(NamedTuple):
     windows: list[Tensor] | None
 
     def to(self, dtype: torch.dtype, *, learn: bool = False) -> AttentionProblem:
-        """The same numbers in another type, as leaves of their own."""
-        q, k, v = (
-            [x.detach().to(dtype, copy=True).requires_grad_(learn) for x in tensors] for tensors in self[:3]
-        )
+        """The same numbers in another type, as leaves of their own; float32 stays views of a projection."""
+        q, k, v = ([x.detach().to(dtype).requires_grad_(learn) for x in tensors] for tensors in self[:3])
         return self._replace(q=q, k=k, v=v)
 
 
