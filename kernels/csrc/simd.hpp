@@ -44,7 +44,9 @@ inline Lanes broadcast(float x) { return x - Lanes{}; }
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLog2E = 1.44269504f;
 
+// Of a number and NaN, the second.
 inline Lanes max(Lanes a, Lanes b) { return a > b ? a : b; }
+inline Lanes min(Lanes a, Lanes b) { return a < b ? a : b; }
 
 inline float sum_of(Lanes lanes) {
     typedef float Four __attribute__((vector_size(4 * sizeof(float))));
@@ -70,8 +72,7 @@ inline Lanes scale_by_power(Lanes x, Lanes shifted) {
 
 // e^x to about 2 ulp for |x| <= 87; beyond, the value at ±87. NaN stays NaN.
 inline Lanes exp_clamped(Lanes x) {
-    x = x < broadcast(-87.0f) ? broadcast(-87.0f) : x;
-    x = x > broadcast(87.0f) ? broadcast(87.0f) : x;
+    x = min(broadcast(87.0f), max(broadcast(-87.0f), x));
     const Lanes shifted = x * 1.44269504f + kShifter;
     const Lanes n = shifted - kShifter;
     const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
@@ -87,7 +88,7 @@ inline Lanes exp_clamped(Lanes x) {
 
 // 2^x to 1e-7 for x <= 0; below -126 a number too small to count. NaN stays NaN.
 inline Lanes exp2_not_positive(Lanes x) {
-    x = x < broadcast(-126.0f) ? broadcast(-126.0f) : x;
+    x = max(broadcast(-126.0f), x);
     const Lanes shifted = x + kShifter;
     const Lanes r = x - (shifted - kShifter);
     Lanes p = broadcast(1.3276463e-3f);  // least relative error on |r| <= 1/2
