@@ -56,9 +56,8 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/make_cli.py
 
 bench: $(INSTALLED)
-	@set -e; for file in benchmarks/*.py; do \
-	  echo "== $$file"; $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; echo; \
-	done
+	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.text_int8
 
 clean:
 	rm -rf $(VENV) build $(STARTER)

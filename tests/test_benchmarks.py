@@ -1,0 +1,84 @@
+"""The benchmarks behind the figures on speed: what they print, and that wrong numbers get no speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KEYS = {"operator", "shape", "threads", "peer", "ratio", "spread", "correct"}
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The modules by name; from the checkout, as they are never installed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return {name: import_module(f"benchmarks.{name}") for name in ("kernels", "timing")}
+
+
+def test_quick_figures_have_their_keys_and_are_right() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.kernels", "--quick", "--only", "ghrnn", "--json", "--rounds", "2"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert {result["peer"]: result["correct"] for result in results}.items() >= {
+        "onnxruntime GRU, tied weights": True,
+        "torch eager, reference loop": True,
+        "torch.nn.GRU (same shapes, other mathematics)": None,
+    }.items()
+    for result in results:
+        assert result.keys() >= KEYS
+        assert (result["operator"], result["threads"]) == ("ghrnn", 1)
+        low, high = result["spread"]
+        assert 0 < low <= result["ratio"] <= high
+    head = done.stderr.splitlines()
+    assert len(head) == 2 and "cores" in head[0] and "onnxruntime" in head[1]
+    assert str(ROOT) not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("who", ["ours", "a peer"])
+@pytest.mark.parametrize("factor", [1.001, np.nan])
+def test_no_speed_is_reported_of_wrong_numbers(
+    benchmarks: dict[str, ModuleType], who: str, factor: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timing = benchmarks["timing"]
+    truth = np.linspace(0.0, 1.0, 7)
+    timed = []
+
+    def contender(name: str, scale: float) -> object:
+        return timing.Contender(
+            name, lambda: timed.append(name), lambda: timing.difference([truth * scale], [truth])
+        )
+
+    scales = {"ours": 1.0, "a peer": 1.0, who: factor}
+    ours, peer = (contender(name, scale) for name, scale in scales.items())
+    case = timing.Case("ghrnn", "T=7", 1, ours=ours, peers=[peer], ours_threads=1)
+    for as_json in (False, True):
+        assert benchmarks["kernels"].report([case], rounds=1, as_json=as_json) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert f"{who} differs from float64" in printed.err
+    assert timed == []
+
+
+def test_an_unknown_operator_is_refused(
+    benchmarks: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        benchmarks["kernels"].main(["--only", "ghrnn,lstm"])
+    assert stopped.value.code == 2
+    assert "expected some of ghrnn,pairwise_attention,fusion,tick, got lstm" in capsys.readouterr().err
