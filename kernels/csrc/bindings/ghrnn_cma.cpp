@@ -13,6 +13,7 @@ namespace affectrt::bindings {
 namespace {
 
 const char* const kModalityNames[kModalities] = {"text", "audio", "vision"};
+constexpr float kTooLarge = 1e15f;
 const char* const kNoWord = "no_word";  // of the causal model: what stream() is given
 
 // The state dict: weights by name.
@@ -181,9 +182,10 @@ class Stream {
 
     const float* finite(const std::string& name, const py::array& array) const {
         const float* const values = arguments_.floats(name, array);
-        // What is refused here would stay in the state for good.
-        if (!std::all_of(values, values + array.size(), [](float value) { return std::isfinite(value); }))
-            arguments_.refuse(name, "finite numbers", "NaN or infinity");
+        // What is refused here would stay in the state for good, as would the NaN that comes of normalising numbers
+        // whose squares overflow.
+        if (!std::all_of(values, values + array.size(), [](float value) { return std::abs(value) < kTooLarge; }))
+            arguments_.refuse(name, "finite numbers below 1e15", "NaN, infinity or larger ones");
         return values;
     }
 
