@@ -66,7 +66,7 @@ def report(cases: Sequence[Case], rounds: int, *, as_json: bool) -> int:
     _progress("")
     if as_json:
         print("\n".join(head), file=sys.stderr)
-        print(json.dumps([asdict(result) for result in results], indent=1))
+        print("[" + ",\n ".join(json.dumps(asdict(result)) for result in results) + "]")
     else:
         _print_table(head, cases, results, rounds)
     return 0
