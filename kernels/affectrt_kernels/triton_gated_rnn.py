@@ -13,10 +13,7 @@ import triton
 from torch import Tensor
 
 from affectrt_kernels import triton_recurrence
-
-HALF = (torch.float16, torch.bfloat16)
-MULTIPROCESSORS = 16
-"""Assumed where there is no GPU to ask; a Jetson Orin has as many."""
+from affectrt_kernels.triton_numerics import HALF, multiprocessors, options
 
 
 class Plan(NamedTuple):
@@ -41,8 +38,8 @@ class Plan(NamedTuple):
         }
 
     def options(self) -> dict[str, int | bool]:
-        """The compiler's options. Multiply-adds are fused, whatever the installed Triton does by default."""
-        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
+        """For Triton's compiler."""
+        return options(self.warps, stages=1)
 
 
 def tiles_fit(hidden: int, dtype: torch.dtype, gates: int) -> bool:
@@ -59,7 +56,7 @@ def plan(hidden: int, gates: int, *, tiled: bool) -> Plan:
     if tiled:
         return Plan(padded, rows=16, lanes=1, block=padded, warps=4 if padded <= 32 else 8)
     if padded > 128:
-        return Plan(padded, rows=1, lanes=8, block=16384 // padded, warps=8)
+        return Plan(padded, rows=1, lanes=8, block=32768 // padded, warps=16)
     lanes = 4 if padded == 64 or (padded == 128 and gates == 1) else 2
     return Plan(padded, rows=1, lanes=lanes, block=padded, warps=padded // 16)
 
@@ -67,10 +64,7 @@ def plan(hidden: int, gates: int, *, tiled: bool) -> Plan:
 def _chosen(x: Tensor, hidden: int, gates: int, tiled: bool | None) -> Plan:
     """Rows go one to a program as long as all programs run at once; sixteen share one when more wait."""
     if tiled is None:
-        multiprocessors = MULTIPROCESSORS
-        if x.is_cuda:
-            multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count
-        at_once = multiprocessors * (4 if hidden <= 64 else 1)
+        at_once = multiprocessors(x) * (4 if hidden <= 64 else 1)
         tiled = tiles_fit(hidden, x.dtype, gates) and x.shape[0] * x.shape[1] > at_once
     return plan(hidden, gates, tiled=tiled)
 
@@ -156,7 +150,7 @@ def backward(
     dh0 = torch.empty(streams, batch, hidden, device=x.device)
     if dh0.numel():
         triton_recurrence.backward[(triton.cdiv(batch, chosen.rows), streams)](
-            w_h.view(streams, gates + 1, hidden, hidden).mT.contiguous(),
+            w_h.reshape(streams, gates + 1, hidden, hidden).mT.contiguous(),
             lengths,
             before,
             dy.contiguous(),
@@ -178,17 +172,15 @@ def backward(
 
 def _states_before(y: Tensor, lengths: Tensor | None, h0: Tensor | None, reverse: bool) -> Tensor:
     """(S, B·T, H) float32: the state that each step starts from, anything finite beyond a length."""
-    start = torch.zeros_like(y[:, :, 0] if h0 is None else h0, dtype=torch.float32)
-    start = torch.zeros(y.shape[0], y.shape[1], 1, y.shape[3], device=y.device)
-    if h0 is not None:
-        start = h0.float()[:, :, None]
+    start = y.new_zeros(*y.shape[:2], 1, y.shape[3]) if h0 is None else h0[:, :, None]
     if not reverse:
-        return _by_row(torch.cat((start, y[:, :, :-1]), dim=2)) if y.shape[2] else _by_row(y.float())
-    if lengths is None:
-        return _by_row(torch.cat((y[:, :, 1:], start), dim=2)) if y.shape[2] else _by_row(y.float())
-    before = torch.nn.functional.pad(y[:, :, 1:].float(), (0, 0, 0, 1))
-    last = torch.arange(y.shape[2], device=y.device) == lengths[:, None] - 1
-    return _by_row(torch.where(last[..., None], start, before))
+        before = torch.cat((start, y), dim=2)[:, :, :-1]
+    else:
+        before = torch.cat((y, start), dim=2)[:, :, 1:]
+        if lengths is not None:
+            last = torch.arange(y.shape[2], device=y.device) == lengths[:, None] - 1
+            before = torch.where(last[..., None], start, before)
+    return _by_row(before.float().contiguous())
 
 
 def _by_row(tensor: Tensor) -> Tensor:

@@ -5,27 +5,21 @@ outside, see ``triton_gated_rnn``; here W_h stays on chip for all steps, as in F
 wherever it fits, and the state is float32 in registers whatever the type of the tensors.
 
 One program walks ``ROWS`` rows of one stream. With one row the products are sums on the ordinary cores and
-the weights live in registers, ``LANES`` threads to a row of W; with 16 they are ``tl.dot`` on tensor cores. ``HP``
-is H rounded up to a power of two. Where ``BLOCK`` is less than it, W does not fit: that many of its rows at a
-time are read anew at every step.
+the weights live in registers, ``LANES`` threads to a row of W; with 16 they are ``tl.dot`` on tensor cores.
+``HP`` is H rounded up to a power of two. Where ``BLOCK`` is less than it, W does not fit: that many of its
+rows at a time are read anew at every step.
 
 Arguments come as pointers read, integers, pointers written, constants: a TensorRT plugin needs that order.
 """
+
+# mypy: disallow-untyped-decorators=False
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _sigmoid(x: tl.tensor) -> tl.tensor:
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def _tanh(x: tl.tensor) -> tl.tensor:
-    return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+from affectrt_kernels.triton_numerics import dot
 
 
 @triton.jit
@@ -38,7 +32,7 @@ def _weights(
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """``BLOCK`` rows of an (H, H) block of W: (HP / LANES, BLOCK, LANES) for one row, (HP, HP) for ``tl.dot``."""
+    """``BLOCK`` rows of W from ``first`` on, (HP / LANES, BLOCK, LANES); for ``tl.dot`` all of Wᵀ."""
     if ROWS == 1:
         # Only the last axis is contiguous, and the pointer's alignment is unknown to the compiler: so lanes
         # are neighbouring threads, the first axis is a thread's own, and a sum needs few shuffles.
@@ -62,9 +56,9 @@ def _product(
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """W h for h (HP,) or (ROWS, HP); w is a tile of ``_weights``, or where that doesn't fit a pointer to W."""
+    """W h for h (HP,) or (ROWS, HP); w: a tile of ``_weights``, or a pointer to W where that doesn't fit."""
     if ROWS > 1:
-        result = tl.dot(h.to(w.dtype), w)
+        result = dot(h.to(w.dtype), w)
     else:
         split = tl.reshape(h, [HP // LANES, LANES])[:, None, :]
         if BLOCK == HP:
@@ -81,7 +75,9 @@ def _product(
 
 
 @triton.jit
-def _place(lengths: tl.tensor, batch: tl.tensor, steps: tl.tensor, HP: tl.constexpr, ROWS: tl.constexpr) -> tl.tensor:
+def _place(
+    lengths: tl.tensor, batch: tl.tensor, steps: tl.tensor, HP: tl.constexpr, ROWS: tl.constexpr
+) -> tl.tensor:
     """This program's units, rows with their lengths, and its place among the (S, B) rows.
 
     Shapes: scalars and (HP,) for one row, else (ROWS, 1) and (1, HP).
@@ -95,7 +91,9 @@ def _place(lengths: tl.tensor, batch: tl.tensor, steps: tl.tensor, HP: tl.conste
     if lengths is None:
         length = tl.where(here, steps, 0)
     else:
-        length = tl.load(lengths + row, mask=here, other=0).to(tl.int32)
+        # No length makes the kernel leave its tensors.
+        length = tl.load(lengths + row, mask=here, other=0)
+        length = tl.minimum(tl.maximum(length, 0), steps).to(tl.int32)
     if ROWS > 1:
         longest = tl.max(length)
         shortest = tl.min(tl.where(here, length, steps))
@@ -108,15 +106,19 @@ def _place(lengths: tl.tensor, batch: tl.tensor, steps: tl.tensor, HP: tl.conste
 
 @triton.jit
 def _gates(
-    sums: tl.tensor, line: tl.tensor, unit: tl.tensor, t: tl.tensor, steps: tl.tensor, mask: tl.tensor, GATES: tl.constexpr, H: tl.constexpr
+    sums: tl.tensor,
+    line: tl.tensor,
+    unit: tl.tensor,
+    t: tl.tensor,
+    steps: tl.tensor,
+    mask: tl.tensor,
+    GATES: tl.constexpr,
+    H: tl.constexpr,
 ) -> tl.tensor:
     """The two or three blocks of step t; with one gate the second is the first."""
     at = sums + (line * steps + t) * ((GATES + 1) * H) + unit
     z = tl.load(at, mask=mask, other=0.0)
-    if GATES == 1:
-        r = z
-    else:
-        r = tl.load(at + H, mask=mask, other=0.0)
+    r = z if GATES == 1 else tl.load(at + H, mask=mask, other=0.0)
     return z, r, tl.load(at + GATES * H, mask=mask, other=0.0)
 
 
@@ -145,7 +147,7 @@ def forward(
     beyond a length, and h_n (S, B, H). ``reference.gated_rnn`` has the equations. Grid: (⌈B / ROWS⌉, S).
     """
     unit, here, length, longest, shortest, line = _place(lengths, batch, steps, HP, ROWS)
-    inside = here & (unit < H)
+    inside = unit < tl.where(here, H, 0)
     w_h += tl.program_id(1).to(tl.int64) * ((GATES + 1) * H * H)
     w_r = w_h
     w_g = w_h + GATES * H * H
@@ -160,24 +162,24 @@ def forward(
         w_z = w_h
 
     if h0 is None:
-        h = tl.where(inside, 0.0, 0.0)
+        h = tl.zeros_like(unit).to(tl.float32) + tl.zeros_like(line).to(tl.float32)
     else:
         h = tl.load(h0 + line * H + unit, mask=inside, other=0.0).to(tl.float32)
     t = length - 1 if REVERSE else 0
-    z_sum, r_sum, g_sum = _gates(sums, line, unit, t, steps, inside & (length > 0), GATES, H)
+    z_sum, r_sum, g_sum = _gates(sums, line, unit, t, steps, unit < tl.where(length > 0, H, 0), GATES, H)
     for step in range(longest):
         # The next step's sums are asked for before this step's products, which hide the wait.
         after = length - 2 - step if REVERSE else step + 1
         z_next, r_next, g_next = _gates(
-            sums, line, unit, after, steps, inside & (step + 1 < length), GATES, H
+            sums, line, unit, after, steps, unit < tl.where(step + 1 < length, H, 0), GATES, H
         )
-        z = _sigmoid(z_sum + _product(w_z, h, H, HP, ROWS, LANES, BLOCK))
-        if GATES == 1:
-            r = z
-        else:
-            r = _sigmoid(r_sum + _product(w_r, h, H, HP, ROWS, LANES, BLOCK))
-        g = _tanh(g_sum + _product(w_g, r * h, H, HP, ROWS, LANES, BLOCK))
-        now = inside & (step < length)
+        z = 1.0 / (1.0 + tl.exp(-z_sum - _product(w_z, h, H, HP, ROWS, LANES, BLOCK)))
+        r = z
+        if GATES == 2:
+            r = 1.0 / (1.0 + tl.exp(-r_sum - _product(w_r, h, H, HP, ROWS, LANES, BLOCK)))
+        g_sum += _product(w_g, r * h, H, HP, ROWS, LANES, BLOCK)
+        g = 2.0 / (1.0 + tl.exp(-2.0 * g_sum)) - 1.0  # tanh
+        now = unit < tl.where(step < length, H, 0)
         h = tl.where(now, h + z * (g - h), h)
         t = length - 1 - step if REVERSE else step
         tl.store(y + (line * steps + t) * H + unit, h, mask=now)
@@ -187,12 +189,19 @@ def forward(
     tl.store(h_n + line * H + unit, h, mask=inside)
     nothing = tl.zeros_like(h)
     for t in range(shortest, steps):
-        tl.store(y + (line * steps + t) * H + unit, nothing, mask=inside & (t >= length))
+        tl.store(y + (line * steps + t) * H + unit, nothing, mask=unit < tl.where(here & (t >= length), H, 0))
 
 
 @triton.jit
 def _taken(
-    before: tl.tensor, dy: tl.tensor, line: tl.tensor, unit: tl.tensor, t: tl.tensor, steps: tl.tensor, mask: tl.tensor, H: tl.constexpr
+    before: tl.tensor,
+    dy: tl.tensor,
+    line: tl.tensor,
+    unit: tl.tensor,
+    t: tl.tensor,
+    steps: tl.tensor,
+    mask: tl.tensor,
+    H: tl.constexpr,
 ) -> tl.tensor:
     """h_{t-1} and the gradient of y_t."""
     at = (line * steps + t) * H + unit
@@ -219,15 +228,17 @@ def backward(
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Back-propagation through time: ``sums`` holds the gates z, (r,) g of all steps and, after the call,
-    the gradients of the sums that they are functions of, zero beyond a length.
+    """Back-propagation through time.
 
-    w_t (S, gates+1, H, H): the blocks of W_h, each transposed; before (S, B, T, H) float32: the state that each
-    step starts from; dy (S, B, T, H), dh_n (S, B, H): gradients that come in; writes dh0 (S, B, H) float32.
-    Grid as forwards.
+    ``sums`` holds the gates z, (r,) g of all steps and, after the call, the gradients of the sums that they
+    are functions of, zero beyond a length.
+
+    w_t (S, gates+1, H, H): the blocks of W_h, each transposed; before (S, B, T, H) float32: the state that
+    each step starts from; dy (S, B, T, H), dh_n (S, B, H): gradients that come in; writes dh0 (S, B, H)
+    float32. Grid as forwards.
     """
     unit, here, length, longest, shortest, line = _place(lengths, batch, steps, HP, ROWS)
-    inside = here & (unit < H)
+    inside = unit < tl.where(here, H, 0)
     w_t += tl.program_id(1).to(tl.int64) * ((GATES + 1) * H * H)
     w_r = w_t
     w_g = w_t + GATES * H * H
@@ -243,12 +254,12 @@ def backward(
 
     dh = tl.load(dh_n + line * H + unit, mask=inside, other=0.0).to(tl.float32)
     t = 0 if REVERSE else length - 1
-    some = inside & (length > 0)
+    some = unit < tl.where(length > 0, H, 0)
     z, r, g = _gates(sums, line, unit, t, steps, some, GATES, H)
     h, dy_t = _taken(before, dy, line, unit, t, steps, some, H)
     for back in range(longest):
         after = back + 1 if REVERSE else length - 2 - back
-        more = inside & (back + 1 < length)
+        more = unit < tl.where(back + 1 < length, H, 0)
         z_next, r_next, g_next = _gates(sums, line, unit, after, steps, more, GATES, H)
         h_next, dy_next = _taken(before, dy, line, unit, after, steps, more, H)
 
@@ -261,7 +272,7 @@ def backward(
             dz += dreset * h
         dz_sum = dz * z * (1.0 - z)
         dh_before = dh_now - dg + dreset * r + _product(w_z, dz_sum, H, HP, ROWS, LANES, BLOCK)
-        now = inside & (back < length)
+        now = unit < tl.where(back < length, H, 0)
         t = back if REVERSE else length - 1 - back
         at = sums + (line * steps + t) * ((GATES + 1) * H) + unit
         if GATES == 2:
@@ -282,4 +293,4 @@ def backward(
     for t in range(shortest, steps):
         at = sums + (line * steps + t) * ((GATES + 1) * H) + unit
         for block in tl.static_range(GATES + 1):
-            tl.store(at + block * H, nothing, mask=inside & (t >= length))
+            tl.store(at + block * H, nothing, mask=unit < tl.where(here & (t >= length), H, 0))
