@@ -53,12 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(cases: Sequence[Case], rounds: int, *, as_json: bool) -> int:
     """Time and print ``cases`` if all that take part are right; the exit status."""
+    head = machine.lines()  # first: the load is that of others
     _progress("checking against float64")
     if found := wrong(cases):
         _progress("")
         print("\n".join(["Numbers are wrong, so no speed is reported:", *found]), file=sys.stderr)
         return 1
-    head = machine.lines()  # before timing: the load is that of others
     results: list[Result] = []
     for index, case in enumerate(cases):
         _progress(f"{index + 1} of {len(cases)}: {case.operator} {case.shape}, {_threads(case)}")

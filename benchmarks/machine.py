@@ -12,6 +12,8 @@ from pathlib import Path
 from affectrt_kernels import native
 
 PACKAGES = ("numpy", "torch", "onnxruntime", "affectrt")
+BUSY = 0.5
+"""Load average of the last minute above which a figure on two threads is worth little."""
 
 
 def processor() -> str:
@@ -37,15 +39,20 @@ def commit() -> str:
 
 
 def lines() -> list[str]:
-    """Two lines for the head of a table: the machine as it is now, then versions and date."""
+    """The head of a table: the machine as it is now, then versions and date, then a warning if it is busy."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     versions = [f"python {platform.python_version()}"]
     versions += [f"{name} {metadata.version(name)}" for name in PACKAGES]
     if of := commit():
         versions.append(f"commit {of}")
-    return [
-        f"{processor()}, {native.instruction_sets()[0]}, {cores} cores, load {load}, "
+    said = [
+        f"{processor()}, {native.instruction_sets()[0]}, {cores} cores, load {load:.2f}, "
         f"{platform.system()} {platform.release()} {platform.machine()}",
         f"{', '.join(versions)}; {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
     ]
+    if load > BUSY:
+        said.append(
+            "The machine is busy: peers whose threads wait for each other look far slower than they are."
+        )
+    return said
