@@ -8,10 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import affectrt
+from affectrt.affect import MODALITIES, Modality
 from affectrt.cli import main
+from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word
 from affectrt.transcript import read_transcript
 from affectrt_training.starter.measure import TITLES, measure
@@ -83,6 +86,26 @@ def test_contributions_are_what_is_lost_without(model: affectrt.Model) -> None:
     assert both.present == {"text", "audio", "vision"}
     assert both.contributions["text"] == pytest.approx(both.sentiment - face_and_voice.sentiment, abs=0.02)
     assert set(words_only.contributions) == {"text"}
+
+
+def test_both_backends_say_the_same(bundle: Path, model: affectrt.Model) -> None:
+    """Windows of any lengths, with and without each modality: results and what they lose without each."""
+    assert model.backend == "native"
+    graph = affectrt.load(bundle, backend="onnxruntime", threads=1)
+    random = np.random.default_rng(0)
+    for trial in range(60):
+        window: dict[Modality, FeatureSequence] = {}
+        for modality in MODALITIES:
+            steps = 0 if random.random() < 0.3 else int(random.choice([1, 2, 7, 40, 128, 500]))
+            values = random.normal(0, random.choice([0.1, 1, 20]), (steps, model.manifest.dim(modality)))
+            window[modality] = FeatureSequence(
+                modality, values.astype(np.float32), np.linspace(0.0, 4.0, steps), "random"
+            )
+        native, onnx = (each.fuse(window, 4.0, 0.0) for each in (model, graph))
+        assert native.present == onnx.present
+        assert native.sentiment == pytest.approx(onnx.sentiment, abs=1e-4), trial
+        assert native.emotions == pytest.approx(onnx.emotions, abs=1e-4), trial
+        assert native.contributions == pytest.approx(onnx.contributions, abs=1e-4), trial
 
 
 def test_less_known_is_less_sure(model: affectrt.Model) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from affectrt.affect import Modality
+from affectrt.encoders import Encoders
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
-from affectrt.features.text import Word, words_of
-from affectrt.timeline import Encoders, Timeline
+from affectrt.features.text import Tokenizer, Word, words_of
+from affectrt.timeline import Timeline
 
 PathLike = str | os.PathLike[str]
 Sound = tuple[npt.ArrayLike, int]
@@ -88,15 +89,18 @@ def read_clip(
         words = text
     for word in words:
         timeline.push_word(word)
-    tokens = encoders.text.tokenizer.encode(words)
     # Text alone has no length of its own: as long as the encoder can take it in, it is one window.
-    alone = recorded_s == -inf and len(tokens) < encoders.text.tokenizer.max_tokens
+    alone = recorded_s == -inf and (not words or _fits(encoders.text.tokenizer, words))
     return Clip(
         timeline=timeline,
         still=None if image is None else _still(encoders, image),
         duration_s=max(0.0, timeline.newest_s),
         longest_window_s=inf if alone else LONGEST_WINDOW_S,
     )
+
+
+def _fits(tokenizer: Tokenizer, words: Sequence[Word]) -> bool:
+    return len(tokenizer.encode(words)) < tokenizer.max_tokens
 
 
 def _check_inputs(

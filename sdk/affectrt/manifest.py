@@ -13,12 +13,15 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from math import isfinite
 from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
-from affectrt.affect import EMOTIONS
+from affectrt.affect import EMOTIONS, Modality
 from affectrt.calibration import Calibration
 from affectrt.errors import AffectError
 
 SCHEMA = 1
 """The schema that this version writes and the newest that it reads."""
+
+EXACT = 2**53
+"""Whole numbers below it are floats, too."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Manifest:
     family: str
     """Fusion model: ``ghrnn-cma`` …"""
     config: Mapping[str, Any]
-    """The fusion model's own settings, for those who rebuild it; opaque to the SDK."""
+    """The fusion model's own settings; read by what knows its family, unchecked here."""
     labels: tuple[str, ...]
     """Classes of ``emotion_logits``: always :data:`affectrt.affect.EMOTIONS`."""
     text: TextSpec
@@ -173,6 +176,10 @@ class Manifest:
         for name, member in self.members.items():
             if not re.fullmatch("[0-9a-f]{64}", member.sha256) or member.bytes < 0:
                 _refuse(where, f"members.{name}", "64 hex digits and a size", member)
+
+    def dim(self, modality: Modality) -> int:
+        """Features per row of a modality."""
+        return {"text": self.text.dim, "audio": self.audio.dim, "vision": self.vision.dim}[modality]
 
     def named_members(self) -> Iterator[str]:
         """The members that graphs, tokenizer and weights name."""
@@ -248,7 +255,7 @@ def _build(kind: Any, value: object, where: str, field: str) -> object:
         if not isinstance(value, dict):
             _refuse(where, field, "an object", value)
         return {name: _build(arguments[1], item, where, f"{field}.{name}") for name, item in value.items()}
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < EXACT:
         value = float(value)
     if type(value) is not kind or (kind is float and not isfinite(cast(float, value))):
         _refuse(where, field, kind.__name__, value)

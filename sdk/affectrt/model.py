@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import ceil, inf
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -13,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from affectrt.affect import EMOTIONS, MODALITIES, SENTIMENT_LIMIT, Affect, Modality
-from affectrt.backends import Array, Graph
-from affectrt.backends.onnx_runtime import OnnxGraph
+from affectrt.backends import BoolArray
+from affectrt.backends.choice import choose_backend, load_fusion
 from affectrt.bundle import Bundle
+from affectrt.encoders import Encoders
 from affectrt.errors import AffectError
-from affectrt.features.sequence import FeatureSequence
-from affectrt.features.text import TextFeatures, Tokenizer, Word
+from affectrt.features.sequence import FeatureSequence, check_dim
+from affectrt.features.text import Word
 from affectrt.manifest import Manifest
-from affectrt.timeline import Encoders, Sequences, check_dim
+from affectrt.timeline import Sequences
 
 if TYPE_CHECKING:
     from affectrt.profiling import StageTimer
@@ -30,48 +31,46 @@ PathLike = str | os.PathLike[str]
 Sound = tuple[npt.ArrayLike, int]
 """Samples and their rate in Hz."""
 
+
+def _leave_one_out(present: tuple[Modality, ...]) -> BoolArray:
+    """(1 + n, 3): all that are present, then without the first of them, without the second …"""
+    rows = [present, *(tuple(m for m in present if m != left) for left in present)]
+    return np.array([[m in row for m in MODALITIES] for row in rows])
+
+
+_SUBSETS = {present: _leave_one_out(present) for n in range(4) for present in combinations(MODALITIES, n)}
+
 DEFAULT_HOP_S = 1.0
 """Distance of live results: people read a changing mood, not a flickering one."""
 
 
-def load(path: PathLike, *, threads: int | None = None) -> Model:
+def load(path: PathLike, *, backend: str | None = None, threads: int | None = None) -> Model:
     """Open and verify a bundle and make its model ready to run.
 
-    ``threads`` per graph run, None for one per core. Raises as :meth:`Bundle.open`, ``graph.invalid`` and
-    ``graph.signature`` when a graph isn't what the manifest promises, ``extra.missing`` without a runtime.
+    ``backend`` runs the fusion model: ``"native"``, the C++ in affectrt, or ``"onnxruntime"``; None takes
+    native where it can. ``threads`` per graph run, None for one per core; native uses one.
+
+    The encoders of text, sound and faces take the extras ``cpu`` and ``media``. Those that can be are loaded
+    here, so that a broken bundle fails at once and the first result waits for nothing; the others raise
+    ``extra.missing`` when they are used. With numpy alone, ``predict(features=...)`` works on native.
+
+    Raises as :meth:`Bundle.open`; ``backend.unknown``, ``backend.unsupported``, ``backend.missing`` and
+    ``extra.missing`` when the backend can't run here; ``graph.invalid``, ``graph.signature``,
+    ``tokenizer.invalid``, ``bundle.weights`` and ``bundle.manifest`` when a part isn't what the manifest
+    promises; ``graph.threads``.
     """
-    return Model(Bundle.open(path), threads=threads)
+    return Model(Bundle.open(path), backend=backend, threads=threads)
 
 
 class Model:
     """A model and its encoders. Holds no state of any person, so one object serves any number of streams."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, backend: str | None = None, threads: int | None = None) -> None:
         """Use :func:`load`."""
-        manifest = bundle.manifest
         self._bundle = bundle
-
-        def graph(member: str, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
-            loaded = OnnxGraph(bundle.read(member), threads=threads, name=f"{manifest.name}/{member}")
-            loaded.expect(inputs, outputs)
-            return loaded
-
-        text = TextFeatures(
-            Tokenizer.from_json(bundle.read(manifest.text.tokenizer), manifest.text.max_tokens),
-            graph(manifest.text.graph, ["input_ids", "attention_mask"], ["states"]),
-            manifest.text.dim,
-        )
-        self._encoders = Encoders(
-            manifest,
-            text,
-            graph(manifest.audio.graph, ["log_mel"], ["states"]),
-            graph(manifest.vision.graph, ["faces"], ["states"]),
-        )
-        self._fusion = graph(
-            manifest.fusion.graph,
-            [name for m in MODALITIES for name in (m, f"{m}_lengths")],
-            ["sentiment", "emotion_logits"],
-        )
+        self._backend = choose_backend(bundle.manifest, backend)
+        self._fusion = load_fusion(bundle, self._backend, threads)
+        self._encoders = Encoders(bundle, threads=threads)
 
     def __repr__(self) -> str:
         return f"<affectrt.Model {self.manifest.name}: {self.manifest.family}>"
@@ -85,6 +84,11 @@ class Model:
     def bundle(self) -> Bundle:
         """The verified bundle that the model came from."""
         return self._bundle
+
+    @property
+    def backend(self) -> str:
+        """What runs the fusion model: ``native`` or ``onnxruntime``."""
+        return self._backend
 
     @property
     def encoders(self) -> Encoders:
@@ -143,30 +147,20 @@ class Model:
         arrived, as :func:`time.perf_counter` tells it. Raises ``features.dim`` for rows of another width and
         ``model.not_finite`` when the graph yields NaN.
 
-        One call computes all: row 0 with everything present, row k without the k-th present modality.
+        One call computes all: what everything present says, and what is left without each of them.
         """
-        present = [m for m in MODALITIES if m in sequences and len(sequences[m])]
-        inputs: dict[str, Array] = {}
-        for modality in MODALITIES:
-            dim = self._encoders.dim(modality)
-            values = np.zeros((1, dim), np.float32)
-            lengths = np.zeros(1 + len(present), np.int64)
-            if modality in present:
-                check_dim(sequences[modality], dim)
-                values = sequences[modality].values
-                lengths[:] = len(values)
-                lengths[1 + present.index(modality)] = 0
-            inputs[modality] = np.repeat(values[None], len(lengths), axis=0)
-            inputs[f"{modality}_lengths"] = lengths
-        sentiments, logits = self._fusion(**inputs)
+        present = tuple(m for m in MODALITIES if m in sequences and len(sequences[m]))
+        for modality in present:
+            check_dim(sequences[modality], self.manifest.dim(modality))
+        features = {m: sequences[m].values for m in present}
+        sentiments, logits = self._fusion(features, _SUBSETS[present])
         if not (np.isfinite(sentiments).all() and np.isfinite(logits).all()):
             raise AffectError(
                 "model.not_finite",
                 f"model {self.manifest.name}: fusion yields NaN or infinity at {time_s:.3f} s; check "
                 f"the features that were pushed, or export the model again",
             )
-        limited = np.clip(sentiments.astype(np.float64), -SENTIMENT_LIMIT, SENTIMENT_LIMIT)
-        sentiment, *without = limited.tolist()
+        sentiment, *without = (min(max(s, -SENTIMENT_LIMIT), SENTIMENT_LIMIT) for s in sentiments.tolist())
         calibration = self.manifest.calibration
         probabilities = calibration.probabilities(logits[0], present).tolist()
         return Affect(

@@ -25,10 +25,10 @@ import numpy.typing as npt
 
 from affectrt.affect import Affect
 from affectrt.errors import AffectError
-from affectrt.features.sequence import FeatureSequence
+from affectrt.features.sequence import FeatureSequence, check_dim
 from affectrt.features.text import WORDS_PER_SECOND, Word, words_of
 from affectrt.profiling import StageTimer
-from affectrt.timeline import Timeline, check_dim
+from affectrt.timeline import Timeline
 
 if TYPE_CHECKING:
     from affectrt.features.frames import FrameSampler

@@ -14,77 +14,25 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from affectrt.affect import MODALITIES, Modality
-from affectrt.backends import Graph
-from affectrt.errors import AffectError
-from affectrt.features.sequence import FeatureSequence
-from affectrt.features.text import TextFeatures, Word
-from affectrt.manifest import Manifest
+from affectrt.encoders import Encoders
+from affectrt.features.sequence import FeatureSequence, check_dim
+from affectrt.features.text import Word
 from affectrt.profiling import StageTimer
 
 if TYPE_CHECKING:
     from affectrt.features.audio import AudioFeatures
-    from affectrt.features.vision import VisionConfig, VisionFeatures
+    from affectrt.features.vision import VisionFeatures
 
 Sequences = Mapping[Modality, FeatureSequence]
 
 FACE_HOLD_S = 1.0
 """How long a face counts after it was last seen: bridges blinks of the detector, not an empty chair."""
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """A model's feature encoders: shared by everyone, and what makes the per-person extractors."""
-
-    manifest: Manifest
-    """Parameters of the extractors."""
-    text: TextFeatures
-    """Words → token states."""
-    audio_graph: Graph
-    """Log-mel → states."""
-    vision_graph: Graph
-    """Face crops → states."""
-
-    def dim(self, modality: Modality) -> int:
-        """Features per row of a modality."""
-        manifest = self.manifest
-        dims = {"text": manifest.text.dim, "audio": manifest.audio.dim, "vision": manifest.vision.dim}
-        return dims[modality]
-
-    def new_audio(self, keep_s: float) -> AudioFeatures:
-        """An extractor for one person that remembers ``keep_s``."""
-        from affectrt.features.audio import AudioConfig, AudioFeatures
-
-        spec = self.manifest.audio
-        config = AudioConfig(
-            sample_rate_hz=spec.sample_rate_hz,
-            frame_length_s=spec.frame_length_s,
-            hop_s=spec.hop_s,
-            n_mels=spec.n_mels,
-            low_hz=spec.low_hz,
-            high_hz=spec.high_hz,
-            rows_per_state=spec.rows_per_state,
-        )
-        return AudioFeatures(config, self.audio_graph, spec.dim, keep_s=keep_s)
-
-    def new_vision(self, keep_s: float) -> VisionFeatures:
-        """An extractor for one person that remembers ``keep_s``."""
-        from affectrt.features.vision import VisionFeatures
-
-        return VisionFeatures(self.vision_config(), self.vision_graph, self.dim("vision"), keep_s=keep_s)
-
-    def vision_config(self) -> VisionConfig:
-        """How faces are cropped."""
-        from affectrt.features.vision import VisionConfig
-
-        spec = self.manifest.vision
-        return VisionConfig(crop_px=spec.crop_px, rate_hz=spec.rate_hz, face_scale=spec.face_scale)
 
 
 class Timeline:
@@ -118,7 +66,8 @@ class Timeline:
         return self._newest_s
 
     def push_word(self, word: Word) -> None:
-        """Take a word; words may come in any order."""
+        """Take a word; words may come in any order. Raises ``extra.missing`` when nothing can encode it."""
+        _ = self._encoders.text  # a word that was kept would fail every window that it is in
         insort(self._words, word, key=lambda w: w.end_s)
         self._advance(word.end_s)
         del self._words[: bisect_right(self._words, self._newest_s - self._keep_s, key=lambda w: w.end_s)]
@@ -185,6 +134,8 @@ class Timeline:
     def _text(self, start_s: float, end_s: float) -> FeatureSequence:
         first, last = (bisect_right(self._words, t, key=lambda w: w.end_s) for t in (start_s, end_s))
         words = self._words[first:last]
+        if not words:
+            return FeatureSequence.empty("text", self._encoders.dim("text"), "text encoder")
         if self._encoded is None or self._encoded[0] != words:
             with self._timer.stage("text encoder"):
                 self._encoded = (words, self._encoders.text.extract(words))
@@ -204,13 +155,3 @@ class Timeline:
 
     def _advance(self, time_s: float) -> None:
         self._newest_s = max(self._newest_s, time_s)
-
-
-def check_dim(sequence: FeatureSequence, dim: int) -> None:
-    """Raise ``features.dim`` unless the rows are what the model was trained on; no rows always fit."""
-    if len(sequence) and sequence.dim != dim:
-        raise AffectError(
-            "features.dim",
-            f"{sequence.modality} features: the model expects {dim} per row, got {sequence.dim} from "
-            f"'{sequence.source or 'the application'}'; use the extractor that the bundle names",
-        )

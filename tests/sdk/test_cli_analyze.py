@@ -179,6 +179,22 @@ def test_png_without_an_output_lies_here(folder: Path, capsys: pytest.CaptureFix
     assert "s.affect.png" in capsys.readouterr().err
 
 
+def test_the_backend_can_be_named(
+    folder: Path, ghrnn_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "t.txt").write_text("I am so happy", encoding="utf-8")
+    of_ghrnn = ["analyze", "t.txt", "--bundle", str(ghrnn_bundle), "--profile"]
+    for named, backend in (
+        ([], "native"),
+        (["--backend", "native"], "native"),
+        (["--backend", "onnxruntime"], "onnxruntime"),
+    ):
+        assert main([*of_ghrnn, *named]) == 0
+        assert f"\nfusion on {backend}\n" in capsys.readouterr().out
+    assert main(["analyze", "t.txt", "--backend", "native"]) == 2
+    assert "affectrt: [backend.unsupported] model tiny" in capsys.readouterr().err
+
+
 def test_profile_accounts_for_the_time(folder: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "t.txt").write_text("I am so happy", encoding="utf-8")
     assert main(["analyze", str(clip), "--transcript", "t.txt", "--profile"]) == 0
@@ -191,6 +207,7 @@ def test_profile_accounts_for_the_time(folder: Path, clip: Path, capsys: pytest.
     assert sum(shares.values()) == pytest.approx(total, abs=0.01)
     factor = next(line for line in lines if line.startswith("real-time factor"))
     assert float(factor.split()[2]) == pytest.approx(total / 4.0, rel=0.1)
+    assert lines[-2] == "fusion on onnxruntime"
     assert lines[-1].startswith("machine: ")
 
 

@@ -6,15 +6,20 @@ import importlib
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from affectrt.backends.native import extension
 from affectrt.bundle import Bundle
 from affectrt.cli import main
-from affectrt.cli.doctor import check_bundle, check_native, ghrnn_by_equation
+from affectrt.cli.doctor import check_bundle, check_native, native_error
+from affectrt.cli.equations import ghrnn, ghrnn_cma, random_weights
 from affectrt.cli.output import output_file
 from affectrt.errors import AffectError
+from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
 
 
 def test_info_shows_the_manifest(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,9 +39,9 @@ def test_doctor_finds_this_environment_well(tiny_bundle: Path, capsys: pytest.Ca
     status = main(["doctor", str(tiny_bundle)])
     out = capsys.readouterr().out
     assert (status, "FAULT" in out) == (0, False), out
-    assert "GHRNN within" in out
+    assert "GHRNN-CMA within" in out
     assert "onnxruntime" in out
-    assert "tiny.affect" in out and "a 4 s window takes" in out
+    assert "tiny.affect" in out and "fusion on onnxruntime" in out and "a 4 s window takes" in out
 
 
 def test_doctor_runs_the_bundle(tmp_path: Path) -> None:
@@ -74,17 +79,70 @@ def test_two_onnxruntimes_are_a_fault(
 
 
 def test_the_native_check_compares_with_the_equations() -> None:
-    """One step by hand, so that the yardstick itself is right: H = I = 1, all weights 1, bias 0, x = 1."""
     finding = check_native()
     assert finding.state == "ok", finding
-    ones = np.ones((1, 2, 1), np.float32)
-    x = np.ones((1, 1, 2, 1), np.float32)
-    states = ghrnn_by_equation(x, ones, ones, np.zeros((1, 2), np.float32), np.array([2]))
+    assert "on avx" in finding.detail or "on baseline" in finding.detail or "on neon" in finding.detail
+    kernels = extension()
+
+    def off_by_little(*weights: Any, **options: Any) -> Any:
+        return lambda *inputs: [
+            part + np.float32(2e-4) for part in kernels.GhrnnCma(*weights, **options)(*inputs)
+        ]
+
+    assert native_error(off_by_little, "") == pytest.approx(2e-4, rel=0.1)
+    never = native_error(lambda *_, **__: lambda *_: (np.full(3, np.nan), np.full((3, 7), np.nan)), "")
+    assert np.isnan(never), "NaN must not pass for agreement"
+
+
+def test_the_equation_of_the_recurrence() -> None:
+    """One step by hand, so that the yardstick itself is right: H = I = 1, all weights 1, bias 0, x = 1."""
+    states = ghrnn(np.ones((2, 1)), np.ones((2, 1)), np.ones((2, 1)), np.zeros(2))
     z1 = 1 / (1 + np.exp(-1.0))
     h1 = z1 * np.tanh(1.0)
     z2 = 1 / (1 + np.exp(-(1.0 + h1)))
     h2 = (1 - z2) * h1 + z2 * np.tanh(1.0 + z2 * h1)
     assert states.ravel() == pytest.approx([h1, h2])
+
+
+def test_the_equations_are_the_models() -> None:
+    """Against PyTorch, whose code is another reading of the paper."""
+    weights = random_weights(3, dims=(6, 5, 4))
+    config = GhrnnCmaConfig(6, 5, 4, model_dim=12, heads=3, hidden_dim=10, fused_dim=9)
+    model = GhrnnCma(config).eval().double()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    random = np.random.default_rng(0)
+    for lengths in ((4, 9, 6), (0, 3, 0), (7, 0, 1), (0, 0, 0)):
+        rows = [
+            random.standard_normal(size).astype(np.float32) for size in zip(lengths, (6, 5, 4), strict=True)
+        ]
+        inputs: list[torch.Tensor] = []
+        for part in rows:
+            padded = np.concatenate([part, np.zeros((1, part.shape[1]), np.float32)])
+            inputs += [torch.from_numpy(padded)[None].double(), torch.tensor([len(part)])]
+        with torch.no_grad():
+            (sentiment,), (logits,) = model(*inputs)
+        found, found_logits = ghrnn_cma(weights, 3, rows)
+        assert found == pytest.approx(float(sentiment), abs=1e-12)
+        np.testing.assert_allclose(found_logits, logits.numpy(), rtol=0, atol=1e-12)
+
+
+def test_doctor_and_info_tell_what_runs_a_bundle(
+    tiny_bundle: Path, ghrnn_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", str(ghrnn_bundle)]) == 0
+    assert "fusion on native; loads in" in capsys.readouterr().out
+    assert main(["doctor", str(ghrnn_bundle), "--backend", "onnxruntime"]) == 0
+    assert "fusion on onnxruntime; loads in" in capsys.readouterr().out
+    assert main(["doctor", str(tiny_bundle), "--backend", "native"]) == 1
+    assert "knows the family 'ghrnn-cma' only, not 'mean'" in capsys.readouterr().out
+    assert main(["doctor", "--backend", "cuda"]) == 2
+    assert "invalid choice: 'cuda'" in capsys.readouterr().err
+    assert main(["info", str(ghrnn_bundle)]) == 0
+    assert "backend  native, onnxruntime\n" in capsys.readouterr().out
+    assert main(["info", str(tiny_bundle)]) == 0
+    out = capsys.readouterr().out
+    assert "backend  onnxruntime; not native: model tiny: the backend native knows the" in out
+    assert max(map(len, out.splitlines()[1:])) <= 80
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 
 import affectrt
 from affectrt.affect import Modality
-from affectrt.backends import Array, FloatArray
+from affectrt.backends import Array, FloatArray, Graph
+from affectrt.encoders import Encoders
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word
@@ -130,11 +130,16 @@ def test_each_face_is_encoded_once(tiny_model: affectrt.Model) -> None:
     graph = tiny_model.encoders.vision_graph
     encoded: list[int] = []
 
-    def counting(**inputs: Array) -> tuple[FloatArray, ...]:
-        encoded.append(len(inputs["faces"]))
-        return graph(**inputs)
+    class Counting(Encoders):
+        @property
+        def vision_graph(self) -> Graph:
+            def counting(**inputs: Array) -> tuple[FloatArray, ...]:
+                encoded.append(len(inputs["faces"]))
+                return graph(**inputs)
 
-    timeline = Timeline(replace(tiny_model.encoders, vision_graph=counting), window_s=2.0, keep_s=inf)
+            return counting
+
+    timeline = Timeline(Counting(tiny_model.bundle, threads=1), window_s=2.0, keep_s=inf)
     clip = Path(__file__).parents[2] / "demo" / "clip.mp4"
     seen: set[float] = set()
     with Media.open(clip, max_video_rate_hz=10.0, audio=False) as media:

@@ -1,4 +1,4 @@
-"""Runs ONNX graphs with ONNX Runtime on the CPU."""
+"""Runs a bundle's ONNX graphs with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affectrt.backends import Array, FloatArray
+from affectrt.affect import MODALITIES, Modality
+from affectrt.backends import Array, BoolArray, FloatArray
 from affectrt.errors import AffectError, require
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from affectrt.bundle import Bundle
 
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
@@ -38,9 +41,9 @@ class OnnxGraph:
 
         Raises ``graph.invalid`` when the runtime refuses the graph, ``extra.missing`` without a runtime.
         """
-        ort = require("onnxruntime", "cpu")
         if threads is not None and threads < 1:
             raise AffectError("graph.threads", f"threads: expected at least 1 or None, got {threads}")
+        ort = require("onnxruntime", "cpu")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
@@ -116,6 +119,42 @@ class OnnxGraph:
                 f"{self._name}: input '{name}': expected {node.type} of shape {shape}, "
                 f"got {array.dtype} of shape {list(array.shape)}",
             )
+
+
+def member_graph(
+    bundle: Bundle, member: str, inputs: Sequence[str], outputs: Sequence[str], *, threads: int | None
+) -> OnnxGraph:
+    """A graph of a bundle. Raises ``graph.signature`` unless it has these inputs and outputs."""
+    graph = OnnxGraph(bundle.read(member), threads=threads, name=f"{bundle.manifest.name}/{member}")
+    graph.expect(inputs, outputs)
+    return graph
+
+
+class OnnxFusion:
+    """The fusion graph of any bundle. Immutable; share it between threads."""
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        """Load it. Raises as :class:`OnnxGraph` and ``graph.signature`` when it isn't a fusion graph."""
+        manifest = bundle.manifest
+        inputs = [name for m in MODALITIES for name in (m, f"{m}_lengths")]
+        outputs = ["sentiment", "emotion_logits"]
+        self._graph = member_graph(bundle, manifest.fusion.graph, inputs, outputs, threads=threads)
+        # No graph sees an axis without elements: what is absent has one row of padding.
+        self._absent = {m: np.zeros((1, manifest.dim(m)), np.float32) for m in MODALITIES}
+
+    def __call__(
+        self, features: Mapping[Modality, FloatArray], subsets: BoolArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """As :class:`affectrt.backends.Fusion`, each subset a row of the batch. Raises as the graph does."""
+        inputs: dict[str, Array] = {}
+        for column, modality in enumerate(MODALITIES):
+            values = features.get(modality)
+            steps = 0 if values is None else len(values)
+            rows = self._absent[modality] if values is None or not steps else values
+            inputs[modality] = np.repeat(rows[None], len(subsets), axis=0)
+            inputs[f"{modality}_lengths"] = subsets[:, column] * np.int64(steps)
+        sentiment, logits = self._graph(**inputs)
+        return sentiment, logits
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from affectrt.affect import Affect
 from affectrt.cli import Command, render
-from affectrt.cli.bundles import add_bundle_option, find_bundle
+from affectrt.cli.bundles import add_backend_option, add_bundle_option, find_bundle
 from affectrt.cli.output import output_file, progress, wants_colour, warn
 from affectrt.cli.profile import LOADING, profile_text
 from affectrt.errors import AffectError
@@ -51,6 +51,8 @@ class Analysis:
     """How long it took, without loading the model."""
     warnings: list[str]
     """What is wrong with the file, one line each."""
+    backend: str
+    """What ran the fusion model."""
 
 
 def analyze_media(
@@ -98,7 +100,7 @@ def analyze_media(
         warnings = list(media.warnings) + [event.message for event in stream.events()]
     if late:
         warnings.append(f"{len(late)} words of the transcript come after the end of {path} and are left out")
-    return Analysis(rows, end_s, perf_counter() - start, warnings)
+    return Analysis(rows, end_s, perf_counter() - start, warnings, model.backend)
 
 
 def analyze_words(
@@ -117,7 +119,7 @@ def analyze_words(
             update(word.end_s)
         rows += stream.flush()
         warnings = [event.message for event in stream.events()]
-    return Analysis(rows, end_s, perf_counter() - start, warnings)
+    return Analysis(rows, end_s, perf_counter() - start, warnings, model.backend)
 
 
 def _push_until(stream: Stream, words: Sequence[Word], time_s: float) -> list[Word]:
@@ -179,7 +181,7 @@ def _run(args: argparse.Namespace) -> int:
         # Beside the table it is read by the same person; other formats are read by programs.
         on_stdout = form == "table" and output is None
         print(
-            profile_text(timer, analysis.elapsed_s, analysis.duration_s),
+            profile_text(timer, analysis.elapsed_s, analysis.duration_s, analysis.backend),
             file=sys.stdout if on_stdout else sys.stderr,
         )
     return 0
@@ -194,7 +196,8 @@ def _analyze(args: argparse.Namespace, timer: StageTimer, *, is_text: bool) -> A
         words = read_transcript(args.file if is_text else args.transcript)
     bundle = find_bundle(args.bundle)
     with timer.stage(LOADING):
-        model = load(bundle)
+        model = load(bundle, backend=args.backend)
+    _require_encoders(model, text=bool(words or args.asr), media=not is_text)
     if is_text:
         return analyze_words(model, words, every_s=args.every, window_s=args.window, timer=timer)
 
@@ -208,6 +211,15 @@ def _analyze(args: argparse.Namespace, timer: StageTimer, *, is_text: bool) -> A
         return words
 
     return analyze_media(model, args.file, words_in, every_s=args.every, window_s=args.window, timer=timer)
+
+
+def _require_encoders(model: Model, *, text: bool, media: bool) -> None:
+    """A stream would go on without what is missing; who names a file wants to know before it is read."""
+    encoders = model.encoders
+    if media:
+        _ = encoders.audio_graph, encoders.vision_graph
+    if text:
+        _ = encoders.text
 
 
 def _recognise(media: Media) -> list[Word]:
@@ -233,6 +245,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", type=Path, help="a video, a sound file or a text (.txt, .srt, .vtt)"
     )
     add_bundle_option(parser)
+    add_backend_option(parser)
     words = parser.add_mutually_exclusive_group()
     words.add_argument(
         "--transcript",

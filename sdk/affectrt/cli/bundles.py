@@ -1,4 +1,4 @@
-"""Which bundle a command uses when none is named."""
+"""Which bundle a command uses when none is named, and what runs it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from affectrt.backends.choice import BACKENDS
 from affectrt.errors import AffectError
 
 BUNDLE_VARIABLE = "AFFECTRT_BUNDLE"
@@ -20,6 +21,17 @@ def add_bundle_option(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"the model (default: ${BUNDLE_VARIABLE}, else starter.affect here, in runs/, or in the user's "
         f"data folder)",
+    )
+
+
+def add_backend_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command that loads a bundle ``--backend``, for :func:`affectrt.load`."""
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="what runs the fusion model: native, the C++ that comes with affectrt, which knows the family "
+        "ghrnn-cma, or onnxruntime, which runs any model but takes affectrt[cpu] and several times as long "
+        "(default: native if it can; 'affectrt info BUNDLE' tells)",
     )
 
 

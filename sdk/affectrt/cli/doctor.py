@@ -15,14 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 
 from affectrt import __version__
-from affectrt.affect import MODALITIES
+from affectrt.affect import MODALITIES, Modality
+from affectrt.backends.native import extension
 from affectrt.cli import Command
-from affectrt.cli.bundles import BUNDLE_VARIABLE, bundle_candidates
+from affectrt.cli.bundles import BUNDLE_VARIABLE, add_backend_option, bundle_candidates
+from affectrt.cli.equations import ghrnn_cma, random_weights
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.profiling import StageTimer
@@ -36,6 +39,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)[^;]*;.*extra == ['\"]([^'\"]+)['\"
 _SHADOWED_MODULES = ("onnxruntime", "cv2")
 _NATIVE_TOLERANCE = 1e-5
 _REPEATS = 5
+_MADE_UP_ROWS = 40
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Finding:
     """What to do about it; a command where one does it."""
 
 
-def diagnose(bundle: Path | None) -> Iterator[Finding]:
-    """Look at everything; with a bundle, run it too."""
+def diagnose(bundle: Path | None, backend: str | None = None) -> Iterator[Finding]:
+    """Look at everything; with a bundle, run it too, its fusion on that backend."""
     yield Finding("ok", "machine", machine())
     yield Finding(
         "ok", "affectrt", f"{__version__}, Python {platform.python_version()}, numpy {np.__version__}"
@@ -63,7 +67,7 @@ def diagnose(bundle: Path | None) -> Iterator[Finding]:
     yield from check_shadowing(owners)
     yield from check_extras(owners)
     if bundle is not None:
-        yield check_bundle(bundle)
+        yield check_bundle(bundle, backend)
 
 
 def machine() -> str:
@@ -83,47 +87,38 @@ def _processor() -> str:
 
 
 def check_native() -> Finding:
-    """Run the C++ GHRNN on a small ragged batch and compare it with the equations."""
-    fix = "build it from the source tree with: pip install --force-reinstall --no-deps ."
+    """Run a small GHRNN-CMA on every instruction set of the C++ kernels and compare it with the equations."""
+    subject = "native kernels"
+    fix = "build them from the source tree with: pip install --force-reinstall --no-deps ."
     try:
-        from affectrt_kernels import _native
-    except ImportError as error:
-        return Finding("FAULT", "native extension", f"can't be imported: {error}", fix)
-    rng = np.random.default_rng(0)
-    shapes = ((1, 2, 5, 3), (1, 8, 3), (1, 8, 4), (1, 8))
-    x, w_x, w_h, bias = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
-    lengths = np.array([5, 3], np.int64)
-    try:
-        states, _ = _native.gated_rnn(x, w_x, w_h, bias, lengths)
-    except (AttributeError, TypeError) as error:
-        return Finding("FAULT", "native extension", f"is of another version than affectrt: {error}", fix)
-    error_max = float(np.abs(states - ghrnn_by_equation(x, w_x, w_h, bias, lengths)).max())
-    if not error_max < _NATIVE_TOLERANCE:
-        return Finding(
-            "FAULT", "native extension", f"GHRNN is off by {error_max:.2g} from its equations", fix
-        )
-    return Finding("ok", "native extension", f"GHRNN within {error_max:.1g} of its equations")
+        kernels = extension()
+        sets: list[str] = kernels.instruction_sets()
+        off = {name: native_error(kernels.GhrnnCma, name) for name in sets}
+    except AffectError as error:
+        return Finding("FAULT", subject, error.message, fix)
+    except (AttributeError, TypeError, ValueError) as error:
+        return Finding("FAULT", subject, f"are of another version than affectrt: {error}", fix)
+    wrong = [f"{name} by {error:.2g}" for name, error in off.items() if not error < _NATIVE_TOLERANCE]
+    if wrong:
+        return Finding("FAULT", subject, f"GHRNN-CMA is off from its equations: {', '.join(wrong)}", fix)
+    largest = f"{max(off.values()):.1g}"
+    return Finding("ok", subject, f"GHRNN-CMA within {largest} of its equations on {', '.join(sets)}")
 
 
-def ghrnn_by_equation(x: Any, w_x: Any, w_h: Any, bias: Any, lengths: Any) -> Any:
-    """GHRNN-CMA eq. 12, step by step in float64.
-
-    ``x`` (S, B, T, I), ``w_x`` (S, 2H, I) and ``w_h`` (S, 2H, H) with the blocks gate, candidate, ``bias``
-    (S, 2H), ``lengths`` (B,) → states (S, B, T, H), 0 beyond a row's length.
-    """
-    streams, batch, steps, _ = x.shape
-    hidden = w_h.shape[-1]
-    y = np.zeros((streams, batch, steps, hidden))
-    for s in range(streams):
-        for b in range(batch):
-            h = np.zeros(hidden)
-            for t in range(lengths[b]):
-                from_x = w_x[s].astype(np.float64) @ x[s, b, t] + bias[s]
-                z = 1.0 / (1.0 + np.exp(-(from_x[:hidden] + w_h[s, :hidden] @ h)))
-                g = np.tanh(from_x[hidden:] + w_h[s, hidden:] @ (z * h))
-                h = (1.0 - z) * h + z * g
-                y[s, b, t] = h
-    return y
+def native_error(model: Callable[..., Any], instruction_set: str) -> float:
+    """Largest difference of ``model``, the kernels' GhrnnCma, from the equations on a small made-up one."""
+    weights, heads, lengths = random_weights(0), 3, (4, 9, 6)
+    random = np.random.default_rng(1)
+    widths = [weights[f"{m}.norm.weight"].size for m in MODALITIES]
+    rows = [random.standard_normal(size).astype(np.float32) for size in zip(lengths, widths, strict=True)]
+    subsets = np.array([[True, True, True], [True, False, True], [False, True, False]])
+    fusion = model(weights, heads=heads, instruction_set=instruction_set)
+    errors = []
+    for subset, sentiment, logits in zip(subsets, *fusion(*rows, subsets), strict=True):
+        kept = [part if counts else part[:0] for part, counts in zip(rows, subset, strict=True)]
+        expected, expected_logits = ghrnn_cma(weights, heads, kept)
+        errors += [abs(float(sentiment) - expected), float(np.abs(logits - expected_logits).max())]
+    return float(np.max(errors))
 
 
 def check_shadowing(owners: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
@@ -214,24 +209,22 @@ def _check_providers(*, gpu: bool) -> Finding:
     return Finding("ok", "ONNX Runtime", ", ".join(providers))
 
 
-def check_bundle(path: Path) -> Finding:
-    """Load a bundle and run its four graphs on made-up input: do they work, and how long do they take?"""
+def check_bundle(path: Path, backend: str | None = None) -> Finding:
+    """Load a bundle and run all of it on made-up input: does it work, on what, and how long does it take?"""
     try:
-        return Finding("ok", str(path), _inference(path))
+        return Finding("ok", str(path), _inference(path, backend))
     except AffectError as error:
         return Finding(
             "FAULT", str(path), error.message, "mend what the message names, or export the bundle again"
         )
 
 
-def _inference(path: Path) -> str:
-    from time import perf_counter
-
+def _inference(path: Path, backend: str | None) -> str:
     from affectrt.features.text import words_of
     from affectrt.model import load
 
     start = perf_counter()
-    model = load(path)
+    model = load(path, backend=backend)
     loaded_s = perf_counter() - start
     manifest, encoders = model.manifest, model.encoders
     rng = np.random.default_rng(0)
@@ -240,21 +233,28 @@ def _inference(path: Path) -> str:
     log_mel = rng.standard_normal((1, log_mel_rows, manifest.audio.n_mels)).astype(np.float32)
     faces = rng.random((round(manifest.window_s * manifest.vision.rate_hz), *[manifest.vision.crop_px] * 2))
 
-    def rows(modality: Any, states: Any) -> FeatureSequence:
+    def rows(modality: Modality, states: Any) -> FeatureSequence:
         return FeatureSequence(modality, states, np.linspace(0.0, manifest.window_s, len(states)), "doctor")
 
-    stages: dict[str, Callable[[], FeatureSequence]] = {
+    stages: dict[Modality, Callable[[], FeatureSequence]] = {
         "text": lambda: encoders.text.extract(words),
         "audio": lambda: rows("audio", encoders.audio_graph(log_mel=log_mel)[0][0]),
         "vision": lambda: rows("vision", encoders.vision_graph(faces=faces.astype(np.float32))[0]),
     }
-    timer = StageTimer()
+    timer, missing = StageTimer(), {}
     for repeat in range(1 + _REPEATS):
         clock = timer if repeat else StageTimer.off()  # the first run allocates
         sequences = {}
         for modality in MODALITIES:
-            with clock.stage(modality):
-                sequences[modality] = stages[modality]()
+            try:
+                with StageTimer.off().stage(modality) if modality in missing else clock.stage(modality):
+                    sequences[modality] = stages[modality]()
+            except AffectError as error:
+                if error.code != "extra.missing":
+                    raise
+                missing[modality] = error.message
+                made_up = rng.standard_normal((_MADE_UP_ROWS, manifest.dim(modality)))
+                sequences[modality] = rows(modality, made_up.astype(np.float32))
         with clock.stage("fusion"):
             affect = model.fuse(sequences, manifest.window_s, perf_counter())
     total = sum(affect.emotions.values())
@@ -262,7 +262,13 @@ def _inference(path: Path) -> str:
         raise AffectError("doctor.inference", f"the emotion probabilities sum to {total:.3f} instead of 1")
     times = ", ".join(f"{name} {seconds / _REPEATS * 1e3:.1f} ms" for name, seconds in timer.seconds.items())
     total_ms = sum(timer.seconds.values()) / _REPEATS * 1e3
-    return f"loads in {loaded_s:.2f} s; a {manifest.window_s:g} s window takes {total_ms:.1f} ms ({times})"
+    told = (
+        f"fusion on {model.backend}; loads in {loaded_s:.2f} s; a {manifest.window_s:g} s window takes "
+        f"{total_ms:.1f} ms ({times})"
+    )
+    if missing:
+        told += f"; made-up features stand for {', '.join(missing)}: {next(iter(missing.values()))}"
+    return told
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -280,6 +286,7 @@ def report(findings: Sequence[Finding]) -> str:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?", help="also run this model")
+    add_backend_option(parser)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -288,7 +295,7 @@ def _run(args: argparse.Namespace) -> int:
         bundle = Path(os.environ[BUNDLE_VARIABLE])
     if bundle is None:
         bundle = next((path for path in bundle_candidates() if path.is_file()), None)
-    findings = list(diagnose(bundle))
+    findings = list(diagnose(bundle, args.backend))
     print(report(findings), end="")
     sys.stdout.flush()
     return FAULT_STATUS if any(finding.state == "FAULT" for finding in findings) else 0
@@ -304,5 +311,6 @@ Exit status 0: everything that is installed works; 1: something doesn't.
 examples:
   affectrt doctor
   affectrt doctor starter.affect
+  affectrt doctor starter.affect --backend onnxruntime
 """,
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from affectrt.backends.choice import BACKENDS, obstacle
 from affectrt.cli import Command
 
 if TYPE_CHECKING:
     from affectrt.bundle import Bundle
+    from affectrt.manifest import Manifest
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +50,7 @@ def glance(bundle: Bundle, path: Path) -> str:
         f"vision   {m.vision.dim} features a face of {m.vision.crop_px}×{m.vision.crop_px} px, "
         f"{m.vision.rate_hz:g} a second",
         f"fusion   over windows of {m.window_s:g} s; intervals cover {m.calibration.coverage:.0%}",
+        *_backends(m),
         "",
         f"{'member':<24}{'size':>10}  precision",
     ]
@@ -67,6 +71,15 @@ def glance(bundle: Bundle, path: Path) -> str:
         ]
     lines += ["", "The model card (data, intended use, limits): affectrt info --card"]
     return "\n".join(lines) + "\n"
+
+
+def _backends(manifest: Manifest) -> list[str]:
+    """What runs the fusion here, the default first, then what doesn't and why."""
+    obstacles = {backend: obstacle(backend, manifest) for backend in BACKENDS}
+    able = [backend for backend, found in obstacles.items() if found is None]
+    told = [", ".join(able) or "none can run it here"]
+    told += [f"not {backend}: {found.message}" for backend, found in obstacles.items() if found is not None]
+    return wrap("; ".join(told), 80, initial_indent="backend  ", subsequent_indent=" " * 9)
 
 
 def _megabytes(size: int) -> str:

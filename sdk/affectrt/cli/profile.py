@@ -11,8 +11,8 @@ LOADING = "load model"
 _BAR_WIDTH = 30
 
 
-def profile_text(timer: StageTimer, elapsed_s: float, media_s: float) -> str:
-    """Stages with their time and share of ``elapsed_s``, the real-time factor, the machine it holds for."""
+def profile_text(timer: StageTimer, elapsed_s: float, media_s: float, backend: str) -> str:
+    """Stages with their time and share of ``elapsed_s``, the real-time factor, what it holds for."""
     stages = {name: seconds for name, seconds in timer.seconds.items() if name != LOADING}
     stages["everything else"] = max(0.0, elapsed_s - sum(stages.values()))
     lines = ["", "where the time goes"]
@@ -25,6 +25,7 @@ def profile_text(timer: StageTimer, elapsed_s: float, media_s: float) -> str:
     lines += [
         f"  {'total':<20} {elapsed_s:>8.3f} s  for {media_s:.1f} s of input",
         f"real-time factor {factor} (loading the model took {loading_s:.2f} s, not counted)",
+        f"fusion on {backend}",
         f"machine: {machine()}",
     ]
     return "\n".join(lines)

@@ -66,3 +66,13 @@ class FeatureSequence:
         """The rows with ``start_s < time <= end_s``."""
         first, last = np.searchsorted(self.times_s, [start_s, end_s], side="right")
         return FeatureSequence(self.modality, self.values[first:last], self.times_s[first:last], self.source)
+
+
+def check_dim(sequence: FeatureSequence, dim: int) -> None:
+    """Raise ``features.dim`` unless the rows are what the model was trained on; no rows always fit."""
+    if len(sequence) and sequence.dim != dim:
+        raise AffectError(
+            "features.dim",
+            f"{sequence.modality} features: the model expects {dim} per row, got {sequence.dim} from "
+            f"'{sequence.source or 'the application'}'; use the extractor that the bundle names",
+        )

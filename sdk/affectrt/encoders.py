@@ -1,0 +1,124 @@
+"""A model's feature encoders: what turns words, sound and faces into the rows that fusion reads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from affectrt.affect import Modality
+from affectrt.backends import Graph
+from affectrt.backends.onnx_runtime import member_graph
+from affectrt.errors import AffectError
+from affectrt.features.text import TextFeatures, Tokenizer
+
+if TYPE_CHECKING:
+    from affectrt.bundle import Bundle
+    from affectrt.features.audio import AudioFeatures
+    from affectrt.features.vision import VisionConfig, VisionFeatures
+
+T = TypeVar("T")
+
+
+class _Once(Generic[T]):
+    """A value that is made when it is first asked for, by one thread while others wait.
+
+    What making it raises is raised, and the next one to ask tries again.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: list[T] = []
+
+    def __call__(self) -> T:
+        if not self._made:
+            with self._lock:
+                if not self._made:
+                    self._made.append(self._make())
+        return self._made[0]
+
+
+class Encoders:
+    """Shared by everyone, and what makes the per-person extractors. Safe to share between threads.
+
+    Who pushes features of their own needs none of the libraries behind the encoders. So each encoder whose
+    libraries are missing is left out until it is asked for, and then raises ``extra.missing``. All others are
+    loaded at once: a broken bundle shows when it is loaded rather than in front of the camera, and the first
+    picture waits for nothing.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        """Load what can be. ``threads`` per graph run, None for one per core.
+
+        Raises ``graph.invalid`` and ``graph.signature`` when a graph isn't what the manifest promises,
+        ``graph.threads`` and ``tokenizer.invalid``.
+        """
+        self.manifest = bundle.manifest
+        """Parameters of the extractors."""
+        text, audio, vision = self.manifest.text, self.manifest.audio, self.manifest.vision
+
+        def graph(member: str, *inputs: str) -> Graph:
+            return member_graph(bundle, member, inputs, ["states"], threads=threads)
+
+        def text_features() -> TextFeatures:
+            tokenizer = Tokenizer.from_json(bundle.read(text.tokenizer), text.max_tokens)
+            return TextFeatures(tokenizer, graph(text.graph, "input_ids", "attention_mask"), text.dim)
+
+        self._text = _Once(text_features)
+        self._audio_graph = _Once(lambda: graph(audio.graph, "log_mel"))
+        self._vision_graph = _Once(lambda: graph(vision.graph, "faces"))
+        for encoder in (self._text, self._audio_graph, self._vision_graph):
+            try:
+                encoder()
+            except AffectError as error:
+                if error.code != "extra.missing":
+                    raise
+
+    @property
+    def text(self) -> TextFeatures:
+        """Words → token states. Raises ``extra.missing``."""
+        return self._text()
+
+    @property
+    def audio_graph(self) -> Graph:
+        """Log-mel → states. Raises ``extra.missing``."""
+        return self._audio_graph()
+
+    @property
+    def vision_graph(self) -> Graph:
+        """Face crops → states. Raises ``extra.missing``."""
+        return self._vision_graph()
+
+    def dim(self, modality: Modality) -> int:
+        """Features per row of a modality."""
+        return self.manifest.dim(modality)
+
+    def new_audio(self, keep_s: float) -> AudioFeatures:
+        """An extractor for one person that remembers ``keep_s``. Raises ``extra.missing``."""
+        from affectrt.features.audio import AudioConfig, AudioFeatures
+
+        spec = self.manifest.audio
+        config = AudioConfig(
+            sample_rate_hz=spec.sample_rate_hz,
+            frame_length_s=spec.frame_length_s,
+            hop_s=spec.hop_s,
+            n_mels=spec.n_mels,
+            low_hz=spec.low_hz,
+            high_hz=spec.high_hz,
+            rows_per_state=spec.rows_per_state,
+        )
+        return AudioFeatures(config, self.audio_graph, spec.dim, keep_s=keep_s)
+
+    def new_vision(self, keep_s: float) -> VisionFeatures:
+        """An extractor for one person that remembers ``keep_s``. Raises ``extra.missing``."""
+        from affectrt.features.vision import VisionFeatures
+
+        return VisionFeatures(self.vision_config(), self.vision_graph, self.dim("vision"), keep_s=keep_s)
+
+    def vision_config(self) -> VisionConfig:
+        """How faces are cropped."""
+        from affectrt.features.vision import VisionConfig
+
+        spec = self.manifest.vision
+        return VisionConfig(crop_px=spec.crop_px, rate_hz=spec.rate_hz, face_scale=spec.face_scale)

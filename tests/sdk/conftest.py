@@ -1,0 +1,54 @@
+"""A bundle that the native backend can run: the tiny one with the weights of a random GHRNN-CMA.
+
+Its encoders and its fusion graph are the tiny bundle's; the graph computes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import save
+
+from affectrt.affect import MODALITIES
+from affectrt.cli.equations import random_weights
+from affectrt.manifest import Manifest
+
+HEADS = 3
+
+
+@pytest.fixture(scope="session")
+def ghrnn_weights(tiny_manifest: Manifest) -> dict[str, npt.NDArray[np.float32]]:
+    """Random weights for the tiny bundle's features; three heads. Don't change them: copy."""
+    return random_weights(5, dims=[tiny_manifest.dim(m) for m in MODALITIES])
+
+
+@pytest.fixture(scope="session")
+def make_ghrnn(
+    make_bundle: Callable[..., Path],
+    tiny_manifest: Manifest,
+    ghrnn_weights: dict[str, npt.NDArray[np.float32]],
+) -> Callable[..., Path]:
+    """Writes a ``ghrnn-cma`` bundle, with changed weights, other settings or some members changed."""
+
+    def make(
+        weights: dict[str, npt.NDArray[np.float32]] | None = None,
+        members: dict[str, bytes] | None = None,
+        **config: Any,
+    ) -> Path:
+        manifest = replace(tiny_manifest, family="ghrnn-cma", config={"heads": HEADS, **config})
+        data = save(ghrnn_weights if weights is None else weights)
+        return make_bundle(manifest, {tiny_manifest.fusion.weights: data, **(members or {})})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ghrnn_bundle(make_ghrnn: Callable[..., Path]) -> Path:
+    """Path of such a bundle. Don't change the file: copy it."""
+    return make_ghrnn()
