@@ -24,6 +24,7 @@ import numpy as np
 
 from affectrt.affect import EMOTIONS, MODALITIES, Affect
 from affectrt.cli import Command
+from affectrt.cli.bundles import add_backend_option
 from affectrt.cli.output import output_file, progress, warn
 from affectrt.errors import AffectError
 from affectrt_training.commands.manifest import Row, read_manifest
@@ -167,6 +168,7 @@ def _figure(value: object) -> str:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the model, a .affect file")
+    add_backend_option(parser)
     parser.add_argument(
         "--manifest",
         metavar="M.csv",
@@ -213,7 +215,7 @@ def _run(args: argparse.Namespace) -> int:
         warn(f"{args.manifest}: {empty} rows have no input; the model's prior stands for them")
     with ExitStack() as stack:
         write = stack.enter_context(output_file(args.output)) if args.output else None
-        model = load(args.bundle, threads=1)
+        model = load(args.bundle, backend=args.backend, threads=1)
         predictions = predict(model, rows, jobs=args.jobs)
         if write is not None:
             write(predictions_csv(rows, predictions).encode())
