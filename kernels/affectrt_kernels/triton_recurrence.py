@@ -34,11 +34,13 @@ def _weights(
 ) -> tl.tensor:
     """``BLOCK`` rows of W from ``first`` on, (HP / LANES, BLOCK, LANES); for ``tl.dot`` all of Wᵀ."""
     if ROWS == 1:
-        # Only the last axis is contiguous, and the pointer's alignment is unknown to the compiler: so lanes
-        # are neighbouring threads, the first axis is a thread's own, and a sum needs few shuffles.
-        out = first + tl.arange(0, BLOCK)[None, :, None]
-        k = tl.arange(0, HP // LANES)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
+        # Neighbours on the last axis go to neighbouring threads, as their addresses rise and the pointer's
+        # alignment is unknown to the compiler; the first axis is a thread's own. So sums need few shuffles.
+        column = tl.arange(0, BLOCK * LANES)[None, :]
+        out = first + column // LANES
+        k = tl.arange(0, HP // LANES)[:, None] * LANES + column % LANES
         tile = tl.load(w + out * H + k, mask=(out < H) & (k < H), other=0.0).to(tl.float32)
+        tile = tl.reshape(tile, [HP // LANES, BLOCK, LANES])
     else:
         out = tl.arange(0, HP)[None, :]
         k = tl.arange(0, HP)[:, None]
