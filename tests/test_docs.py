@@ -71,7 +71,7 @@ def test_every_manifest_field_is_documented() -> None:
 
 
 def test_every_error_code_of_a_bundle_is_documented_and_real() -> None:
-    source = _text("sdk/affectrt/bundle.py") + _text("sdk/affectrt/manifest.py")
+    source = "".join(_text(f"sdk/affectrt/{name}.py") for name in ("bundle", "manifest", "weights"))
     raised = set(re.findall(r"\"(bundle\.[a-z_]+)\"", source)) - {"bundle.unwritable"}
     named = set(re.findall(r"`(bundle\.[a-z_]+)`", _text("docs/bundle-format.md")))
     assert named == raised

@@ -267,7 +267,9 @@ def _inference(path: Path, backend: str | None) -> str:
         f"{total_ms:.1f} ms ({times})"
     )
     if missing:
-        told += f"; made-up features stand for {', '.join(missing)}: {next(iter(missing.values()))}"
+        told += (
+            f"; made-up features stand for {', '.join(missing)}: {'; '.join(dict.fromkeys(missing.values()))}"
+        )
     return told
 
 
