@@ -196,6 +196,11 @@ def test_weights_that_are_not_such_a_models(
             {},
             "the weights of GHRNN-CMA only, got also 'gate'",
         ),
+        (
+            {**ghrnn_weights, "a\nb" * 999: ghrnn_weights["bias"]},
+            {},
+            "weights of GHRNN-CMA only, got also 'a ba",
+        ),
         ({**ghrnn_weights, "no_word": np.ones(dims[0], np.float32)}, {}, "'no_word' not among the weights"),
         (random_weights(0, dims=[dims[0], dims[1], 9]), {}, "expected [12, 10, 8] features and 7 emotions"),
         (random_weights(0, dims=dims, model=10), {}, "a divisor of the model's width 10, got 3"),

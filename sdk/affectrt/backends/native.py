@@ -65,8 +65,8 @@ class NativeFusion:
     It computes on the thread that calls it, without the interpreter's lock.
     """
 
-    def __init__(self, bundle: Bundle, *, instruction_set: str = "") -> None:
-        """Read and pack the weights. ``instruction_set``: one of the extension's, by default the fastest.
+    def __init__(self, bundle: Bundle) -> None:
+        """Read and pack the weights.
 
         Raises ``bundle.weights`` when they aren't such a model's, ``backend.unsupported`` for other families,
         ``backend.missing`` and ``bundle.manifest``.
@@ -86,11 +86,12 @@ class NativeFusion:
             )
         heads = _setting(manifest, "heads", int)
         try:
-            self._model = extension().GhrnnCma(weights, heads=heads, instruction_set=instruction_set)
+            self._model = extension().GhrnnCma(weights, heads=heads)
             if self._causal:
                 self._model.stream(self._no_word, 1.0)  # refuses what is wrong with no_word
         except ValueError as error:
-            raise AffectError("bundle.weights", f"{where}: {error}; export the model again") from error
+            reason = " ".join(str(error).split())[:200]  # names in it are the file's
+            raise AffectError("bundle.weights", f"{where}: {reason}; export the model again") from error
         expected = ([manifest.dim(m) for m in MODALITIES], len(EMOTIONS))
         got = (self._model.dims, len(weights["emotion.weight"]))
         if expected != got:
