@@ -21,11 +21,13 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 import affectrt
-from affectrt.affect import EMOTIONS, Modality
+from affectrt.affect import EMOTIONS, MODALITIES, Affect, Modality
 from affectrt.backends import FloatArray
+from affectrt.backends.choice import BACKENDS, obstacle
 from affectrt.backends.onnx_runtime import OnnxGraph
 from affectrt.bundle import write_bundle
 from affectrt.errors import AffectError
+from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Tokenizer, words_of
 from affectrt.manifest import SCHEMA, Manifest, Metric
 from affectrt.model import Model
@@ -111,6 +113,7 @@ def export_starter(
             final = folder / "final.affect"
             model = _load(final, manifest, members)
             _check_same_answer(candidate, model)
+            _check_backends(final, model)
             _move(final, output)
     return ExportReport(output, model.manifest, differences, cosine, found, probe_difference)
 
@@ -270,11 +273,37 @@ def _load(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> Model
 def _check_same_answer(measured: Model, written: Model) -> None:
     sentence = gate.probe_sentences()[0]
     before, after = (model.predict(text=sentence) for model in (measured, written))
-    same = np.allclose(list(before.emotions.values()), list(after.emotions.values()), atol=1e-5)
-    if after.present != {"text"} or not same or abs(before.sentiment - after.sentiment) > 1e-5:
+    if after.present != {"text"} or _difference(before, after) > 1e-5:
         raise AffectError(
             "export.verify",
             f"the bundle, opened again, says {after.sentiment:+.4f} to '{sentence}' from "
             f"{sorted(after.present) or 'nothing'}; expected {before.sentiment:+.4f} from text; nothing was "
             f"written",
         )
+
+
+def _check_backends(path: Path, written: Model) -> None:
+    """Whatever runs the fusion on the device must say the same: its graph and its weights are two members."""
+    random = np.random.default_rng(0)
+    rows = {m: random.standard_normal((30, written.manifest.dim(m))).astype(np.float32) for m in MODALITIES}
+    times_s = np.linspace(0.0, 5.0, 30)
+    features = {m: FeatureSequence(m, values, times_s, "export") for m, values in rows.items()}
+    answers = {
+        backend: affectrt.load(path, backend=backend).predict(features=features)
+        for backend in BACKENDS
+        if obstacle(backend, written.manifest) is None
+    }
+    first, *others = answers.items()
+    for backend, answer in others:
+        if (difference := _difference(first[1], answer)) > 1e-4:
+            raise AffectError(
+                "export.verify",
+                f"the backends {first[0]} and {backend} differ by {difference:.2g} on the same features, "
+                f"expected at most 1e-4; nothing was written",
+            )
+
+
+def _difference(a: Affect, b: Affect) -> float:
+    """Largest, of sentiment and probabilities."""
+    gaps = [abs(a.emotions[name] - b.emotions[name]) for name in EMOTIONS]
+    return max(abs(a.sentiment - b.sentiment), *gaps)

@@ -15,12 +15,14 @@ from transformers import BertModel
 
 import affectrt
 from affectrt.affect import MODALITIES
+from affectrt.backends.choice import BACKENDS
 from affectrt.bundle import Bundle
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Tokenizer, words_of
 from affectrt_export import gate
 from affectrt_export.package import ExportReport, export_starter
+from affectrt_training.models.ghrnn_cma import GhrnnCma
 from affectrt_training.starter.weights import Starter
 
 
@@ -53,11 +55,20 @@ def _torch_fusion(
     return float(sentiment), (logits[0] / temperature).softmax(0).tolist()
 
 
+class TamedFusion(GhrnnCma):
+    """One that does more than its weights tell."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        sentiment, logits = super().forward(*args, **kwargs)
+        return sentiment * 0.5, logits
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("present", [("audio",), ("vision",), ("audio", "vision"), ()])
 def test_the_bundle_answers_as_pytorch_does(
-    starter: Starter, report: ExportReport, present: tuple[affectrt.affect.Modality, ...]
+    starter: Starter, report: ExportReport, present: tuple[affectrt.affect.Modality, ...], backend: str
 ) -> None:
-    model = affectrt.load(report.path)
+    model = affectrt.load(report.path, backend=backend)
     rng = np.random.default_rng(1)
     rows = {m: rng.normal(size=(9, starter.meta[m]["dim"])).astype(np.float32) for m in present}
     sequences = {m: FeatureSequence(m, rows[m], np.linspace(0.1, 0.9, 9)) for m in present}
@@ -65,6 +76,18 @@ def test_the_bundle_answers_as_pytorch_does(
     sentiment, probabilities = _torch_fusion(starter, {str(m): values for m, values in rows.items()})
     assert answer.sentiment == pytest.approx(sentiment, abs=1e-5)
     assert list(answer.emotions.values()) == pytest.approx(probabilities, abs=1e-5)
+
+
+def test_a_graph_that_differs_from_the_weights_is_not_written(
+    make_starter: Callable[..., Starter], make_mosi: Callable[..., Path], tmp_path: Path
+) -> None:
+    starter = make_starter()
+    starter.fusion.__class__ = TamedFusion
+    path = tmp_path / "tamed.affect"
+    with pytest.raises(AffectError, match="native and onnxruntime differ") as caught:
+        export_starter(starter, path, data=make_mosi(lambda sentence: len(sentence) % 7 - 3.0))
+    assert caught.value.code == "export.verify"
+    assert not path.exists()
 
 
 def test_text_goes_through_the_int8_encoder_and_stays_close(starter: Starter, report: ExportReport) -> None:
