@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load as load_safetensors
+from torch import Tensor
 from transformers import BertModel
 
 import affectrt
@@ -58,8 +59,16 @@ def _torch_fusion(
 class TamedFusion(GhrnnCma):
     """One that does more than its weights tell."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        sentiment, logits = super().forward(*args, **kwargs)
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        audio: Tensor,
+        audio_lengths: Tensor,
+        vision: Tensor,
+        vision_lengths: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        sentiment, logits = super().forward(text, text_lengths, audio, audio_lengths, vision, vision_lengths)
         return sentiment * 0.5, logits
 
 
