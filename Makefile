@@ -15,7 +15,7 @@ STARTER_SOURCES := $(wildcard training/affectrt_training/starter/weights/*) \
 NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test test-arm test-sanitize lint docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,8 @@ help:
 	@echo '  make demo CLIP=FILE    the same for your own video, audio or text file; FILE'"'"'s sibling .srt or'
 	@echo '                         .vtt, if there is one, is taken as the transcript'
 	@echo '  make test              all tests       (PYTEST_ARGS="-k bundle" to choose)'
+	@echo '  make test-arm          the C++ kernels on 64-bit Arm, under emulation'
+	@echo '  make test-sanitize     the C++ kernels under the address and undefined-behaviour sanitizers'
 	@echo '  make lint              ruff, mypy --strict, C++ with warnings as errors'
 	@echo '  make docs              docs/cli.md anew from what the commands say of themselves'
 	@echo '  make bench             the benchmarks behind every figure on speed'
@@ -44,6 +46,9 @@ demo: $(STARTER)
 # One thread: the tests' tensors are too small to share, and spinning threads slow a busy machine down.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+test-arm test-sanitize: test-%: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/kernels/test_cpp.py -k $*
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

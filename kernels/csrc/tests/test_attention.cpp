@@ -268,9 +268,15 @@ void test_no_numbers(const Kernels& kernels) {
             const Floats& were = *before.outs[p];
             const Floats& are = *after.outs[p];
             expect_defined(are.data(), are.size(), 10.0f, "out");
-            if (before.of[p][1] == modality) continue;
+            if (before.of[p][1] == modality) {
+                const auto valid = static_cast<std::size_t>(1 + after.pairs[p].query_lengths[0]) * 7;
+                const Doubles nans(valid, static_cast<double>(kNan));
+                if (value != value) expect_close(are.data(), nans.data(), valid, 0.0, "out of a key of NaN");
+                continue;
+            }
             const std::size_t at = before.of[p][0] == modality ? step * 7 : are.size();
             const std::size_t next = std::min(at + 7, are.size());
+            for (std::size_t i = at; i < next && value != value; ++i) expect(are[i] != are[i], "NaN in, NaN out");
             expect_same(are.data(), were.data(), at, "out of queries before");
             expect_same(are.data() + next, were.data() + next, are.size() - next, "out of queries behind");
         }

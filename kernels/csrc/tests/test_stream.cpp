@@ -17,14 +17,15 @@ struct Session {
     std::array<std::vector<std::size_t>, kAnswers> rows;  // new ones at each tick
 };
 
-// Ticks at 10 Hz with a pause longer than the window, voice and face at rates of their own with a gap each.
+// Ticks at 8 Hz with a pause longer than the window, voice and face at rates of their own with a gap each. Times are
+// exact in binary: rows lie on the very edge of a window.
 Session random_session(const GhrnnCmaSizes& sizes, std::size_t ticks, Random& random) {
     Session session;
-    double now = 0.3;
-    std::array<double, kAnswers> next{0.013, 0.2};
-    const double hop[kAnswers] = {0.013, 0.031};
+    double now = 0.25;
+    std::array<double, kAnswers> next{1.0 / 64, 0.25};
+    const double hop[kAnswers] = {1.0 / 64, 1.0 / 32};
     for (std::size_t tick = 0; tick < ticks; ++tick) {
-        now += tick == ticks / 2 ? 2.5 : 0.1;
+        now += tick == ticks / 2 ? 2.5 : 0.125;
         session.ticks_s.push_back(now);
         session.text.emplace_back();
         if (tick % 3 == 1)
@@ -139,7 +140,7 @@ void test_sessions() {
         const Session session = random_session(sizes, 70, random);
         std::vector<float> no_word(sizes.dims[0]);
         for (float& value : no_word) value = random.normal();
-        for (const double window_s : {0.6, 2.0}) {
+        for (const double window_s : {0.625, 2.0}) {
             const std::vector<Verdict> expected = offline(weights, session, no_word, window_s);
             for (const Kernels* kernels : runnable_kernels()) {
                 const Case here("stream", kernels->name, "model", sizes.model, "taps", sizes.taps, "window", window_s);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -15,6 +16,7 @@
 namespace affectrt::tests {
 namespace {
 
+constexpr std::chrono::seconds kPatience{10};
 constexpr unsigned kForkSeconds = 60;  // after which a child that hangs is ended
 
 // Shares `tasks`; false where one did not run exactly once, or two ran with one worker's scratch at the same time.
@@ -53,6 +55,18 @@ void test_callers() {
         });
     for (std::thread& caller : callers) caller.join();
     expect_equal(wrong, 0, "rounds that went wrong");
+}
+
+// Whether so many threads work at the same time: tasks that wait for each other would never end on fewer.
+bool threads_meet(std::size_t threads) {
+    std::atomic<std::size_t> arrived{0}, late{0};
+    share(threads, threads, [&](std::size_t, std::size_t) {
+        ++arrived;
+        const auto end = std::chrono::steady_clock::now() + kPatience;
+        while (arrived < threads && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+        if (arrived < threads) ++late;
+    });
+    return late == 0;
 }
 
 // The operators' results, whoever computes them.
@@ -123,7 +137,8 @@ bool child_succeeds(const std::function<bool()>& work) {
 
 // Threads don't survive a fork, and one of the parent's may hold the turn at that moment.
 void test_fork(const Operators& operators, const Operators::Results& expected) {
-    expect(child_succeeds([&] { return operators.same(3, expected); }), "a forked process to compute the same");
+    expect(child_succeeds([&] { return threads_meet(3) && operators.same(3, expected); }),
+           "a forked process to have threads of its own and to compute the same");
     std::atomic<bool> stop{false}, started{false};
     std::thread busy([&] {
         while (!stop) share(64, 2, [&](std::size_t, std::size_t) {
@@ -145,6 +160,10 @@ void test_fork(const Operators& operators, const Operators::Results& expected) {
 void test_threads() {
     test_share();
     test_callers();
+    for (const std::size_t threads : Sizes{2, 3, 4, 2}) {
+        const Case here("share", "between", threads, "threads");
+        expect(threads_meet(threads), "as many at the same time");
+    }
     for (const Kernels* kernels : runnable_kernels()) {
         const Case here("operators", kernels->name);
         const Operators operators(*kernels);
