@@ -61,7 +61,7 @@ def plan(hidden: int, gates: int, *, tiled: bool) -> Plan:
     return Plan(padded, rows=1, lanes=lanes, block=padded, warps=padded // 16)
 
 
-def _chosen(x: Tensor, hidden: int, gates: int, tiled: bool | None) -> Plan:
+def choose(x: Tensor, hidden: int, gates: int, tiled: bool | None) -> Plan:
     """Rows go one to a program as long as all programs run at once; sixteen share one when more wait."""
     if tiled is None:
         at_once = multiprocessors(x) * (4 if hidden <= 64 else 1)
@@ -92,7 +92,7 @@ def forward(
     h_n = x.new_empty(streams, batch, hidden)
     if h_n.numel() == 0:
         return y, h_n
-    chosen = _chosen(x, hidden, gates, tiled)
+    chosen = choose(x, hidden, gates, tiled)
     # In float32 also for half precision: rounding the sums would cost more than rounding x did.
     sums = torch.baddbmm(bias.float()[:, None], _by_row(x).float(), w_x.float().mT)
     triton_recurrence.forward[(triton.cdiv(batch, chosen.rows), streams)](
@@ -134,7 +134,7 @@ def backward(
     hidden = w_h.shape[2]
     cut = gates * hidden
     dtype = x.dtype
-    chosen = _chosen(x, hidden, gates, tiled)
+    chosen = choose(x, hidden, gates, tiled)
     wide_x, wide_h = w_x.float(), w_h.float()
     before = _states_before(y, lengths, h0, reverse)
     x = _by_row(x).float()

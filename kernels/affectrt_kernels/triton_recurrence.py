@@ -124,6 +124,34 @@ def _gates(
     return z, r, tl.load(at + GATES * H, mask=mask, other=0.0)
 
 
+@triton.jit
+def _clear(
+    tensor: tl.tensor,
+    unit: tl.tensor,
+    here: tl.tensor,
+    length: tl.tensor,
+    shortest: tl.tensor,
+    line: tl.tensor,
+    steps: tl.tensor,
+    BLOCKS: tl.constexpr,
+    H: tl.constexpr,
+    HP: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """Write zeros to (S, B, T, BLOCKS·H) beyond the lengths."""
+    if ROWS == 1:
+        stop = steps * (BLOCKS * H)
+        for start in range(length * (BLOCKS * H), stop, 64 * HP):
+            at = start + tl.arange(0, 64 * HP)
+            tl.store(tensor + line * stop + at, tl.zeros([64 * HP], tl.float32), mask=at < stop)
+    else:
+        for t in range(shortest, steps):
+            mask = unit < tl.where(here & (t >= length), H, 0)
+            for block in tl.static_range(BLOCKS):
+                at = ((line * steps + t) * BLOCKS + block) * H + unit
+                tl.store(tensor + at, tl.zeros([ROWS, HP], tl.float32), mask=mask)
+
+
 # Lengths change from call to call: no code of their own for multiples of 16 or for 1.
 @triton.jit(do_not_specialize=["batch", "steps"], do_not_specialize_on_alignment=["w_h"])
 def forward(
@@ -189,9 +217,7 @@ def forward(
         r_sum = r_next
         g_sum = g_next
     tl.store(h_n + line * H + unit, h, mask=inside)
-    nothing = tl.zeros_like(h)
-    for t in range(shortest, steps):
-        tl.store(y + (line * steps + t) * H + unit, nothing, mask=unit < tl.where(here & (t >= length), H, 0))
+    _clear(y, unit, here, length, shortest, line, steps, 1, H, HP, ROWS)
 
 
 @triton.jit
@@ -291,8 +317,4 @@ def backward(
         h = h_next
         dy_t = dy_next
     tl.store(dh0 + line * H + unit, dh, mask=inside)
-    nothing = tl.zeros_like(dh)
-    for t in range(shortest, steps):
-        at = sums + (line * steps + t) * ((GATES + 1) * H) + unit
-        for block in tl.static_range(GATES + 1):
-            tl.store(at + block * H, nothing, mask=unit < tl.where(here & (t >= length), H, 0))
+    _clear(sums, unit, here, length, shortest, line, steps, GATES + 1, H, HP, ROWS)

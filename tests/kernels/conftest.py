@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -107,3 +109,41 @@ def attention_problem() -> Callable[..., AttentionProblem]:
         )
 
     return make
+
+
+def _moved(value: Any, device: str) -> Any:
+    """``value`` with every tensor in it on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return type(value)(_moved(part, device) for part in value) if isinstance(value, list | tuple) else value
+
+
+@pytest.fixture(scope="session")
+def triton_call() -> Iterator[Callable[..., Any]]:
+    """Calls a launcher of Triton kernels on CPU tensors, with fresh memory full of NaN.
+
+    With an NVIDIA GPU it runs there. Without, in a process of its own that interprets the kernels: Triton
+    decides that once, when it is imported, and here another test may have imported it.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        if torch.cuda.is_available():
+            environment.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which deterministic algorithms demand
+
+            def on_gpu(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+                torch.use_deterministic_algorithms(True)
+                try:
+                    return _moved(function(*_moved(arguments, "cuda"), **options), "cpu")
+                finally:
+                    torch.use_deterministic_algorithms(False)
+
+            yield on_gpu
+            return
+        environment.setenv("TRITON_INTERPRET", "1")
+        poison = torch.use_deterministic_algorithms
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=poison, initargs=(True,)) as pool:
+
+            def interpreted(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+                return pool.submit(function, *arguments, **options).result()
+
+            assert interpreted(torch.empty, 9).isnan().all()
+            yield interpreted
