@@ -47,8 +47,11 @@ demo: $(STARTER)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
 
-test-arm test-sanitize: test-%: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/kernels/test_cpp.py -k $*
+test-arm: $(INSTALLED)
+	$(BIN)/pytest -s tests/kernels/test_cpp.py -k arm
+
+test-sanitize: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/kernels/test_cpp.py -k sanitizers
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

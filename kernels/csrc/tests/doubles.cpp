@@ -8,6 +8,12 @@ namespace {
 
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
+double dot(const double* a, const double* b, std::size_t count) {
+    double sum = 0.0;
+    for (std::size_t i = 0; i < count; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
 const char* const kNames[kModalities] = {"text", "audio", "vision"};
 const char* const kAnswerNames[kAnswers] = {"text_to_audio", "text_to_vision"};
 
@@ -60,36 +66,31 @@ States gated_rnn(const GatedRnnWeights& weights, const GatedRnnCall& call, const
     const std::size_t hidden = weights.hidden, gates = weights.gates, inputs = weights.inputs;
     const std::size_t outputs = (gates + 1) * hidden;
     States states{Doubles(weights.streams * call.batch * call.steps * hidden), {}};
-    for (std::size_t s = 0; s < weights.streams; ++s)
+    for (std::size_t s = 0; s < weights.streams; ++s) {
+        const Doubles w_x = widened(weights.w_x + s * outputs * inputs, outputs * inputs);
+        const Doubles w_h = widened(weights.w_h + s * outputs * hidden, outputs * hidden);
+        const Doubles bias = widened(weights.bias + s * outputs, outputs);
         for (std::size_t b = 0; b < call.batch; ++b) {
             const std::size_t row = s * call.batch + b;
             const std::size_t length = call.lengths == nullptr ? call.steps : static_cast<std::size_t>(call.lengths[b]);
-            Doubles h(hidden);
-            if (call.h0 != nullptr) h = widened(call.h0 + row * hidden, hidden);
-            // The product of one row of W_h, counted over all blocks, and a state.
-            const auto recurrent = [&](std::size_t unit, const Doubles& state) {
-                double sum = 0.0;
-                for (std::size_t u = 0; u < hidden; ++u)
-                    sum += static_cast<double>(weights.w_h[(s * outputs + unit) * hidden + u]) * state[u];
-                return sum;
-            };
+            Doubles h = call.h0 == nullptr ? Doubles(hidden) : widened(call.h0 + row * hidden, hidden);
             for (std::size_t step = 0; step < length; ++step) {
-                const std::size_t t = call.reverse ? length - 1 - step : step;
-                const auto from = x.begin() + static_cast<std::ptrdiff_t>((row * call.steps + t) * inputs);
-                const Doubles sums = linear(Doubles(from, from + static_cast<std::ptrdiff_t>(inputs)), inputs,
-                                            weights.w_x + s * outputs * inputs, weights.bias + s * outputs, outputs);
+                const std::size_t at = row * call.steps + (call.reverse ? length - 1 - step : step);
+                // W_x x + W_h state + b, one row of it.
+                const auto sum = [&](std::size_t output, const Doubles& state) {
+                    return dot(w_x.data() + output * inputs, x.data() + at * inputs, inputs) +
+                           dot(w_h.data() + output * hidden, state.data(), hidden) + bias[output];
+                };
                 Doubles gate(gates * hidden), reset(hidden);
-                for (std::size_t u = 0; u < gates * hidden; ++u) gate[u] = sigmoid(sums[u] + recurrent(u, h));
+                for (std::size_t u = 0; u < gates * hidden; ++u) gate[u] = sigmoid(sum(u, h));
                 for (std::size_t u = 0; u < hidden; ++u) reset[u] = gate[(gates - 1) * hidden + u] * h[u];
-                for (std::size_t u = 0; u < hidden; ++u) {
-                    const double candidate =
-                        std::tanh(sums[gates * hidden + u] + recurrent(gates * hidden + u, reset));
-                    h[u] = (1.0 - gate[u]) * h[u] + gate[u] * candidate;
-                }
-                for (std::size_t u = 0; u < hidden; ++u) states.y[(row * call.steps + t) * hidden + u] = h[u];
+                for (std::size_t u = 0; u < hidden; ++u)
+                    h[u] = (1.0 - gate[u]) * h[u] + gate[u] * std::tanh(sum(gates * hidden + u, reset));
+                std::copy(h.begin(), h.end(), states.y.begin() + static_cast<std::ptrdiff_t>(at * hidden));
             }
             states.h_n.insert(states.h_n.end(), h.begin(), h.end());
         }
+    }
     return states;
 }
 
