@@ -34,11 +34,11 @@ class Case(NamedTuple):
 
 CASES = [
     Case((0, 0, 0), 1, 1, 8, torch.float32, False, False),
-    Case((1, 2, 0), 3, 4, 8, torch.float16, True, False),
+    Case((1, 2, 0), 3, 4, 8, torch.float16, True, False, slice(0, 2)),
     Case((2, 63, 1), 2, 1, 16, torch.float32, True, False),
     Case((5, 16, 33), 3, 2, 10, torch.bfloat16, True, True),
     Case((63, 5, 16), 2, 1, 32, torch.float16, False, True),
-    Case((17, 40, 64), 2, 1, 40, torch.float16, True, False),
+    Case((17, 40, 64), 1, 1, 40, torch.float16, True, False),
     Case((7, 31, 9), 2, 2, 64, torch.bfloat16, False, False),
     Case((64, 3, 20), 1, 4, 64, torch.float32, True, False, slice(0, 3)),
     Case((50, 500, 375), 1, 1, 16, torch.float32, False, False, slice(0, 2)),
