@@ -25,6 +25,8 @@ inline void hide_outside(float* scores, std::size_t from, std::size_t count, con
     }
 }
 
+constexpr std::size_t kTogether = 4;
+
 // Scores become weights relative to the new maximum; what came before is scaled to it.
 inline void softmax_block(float* scores, std::size_t count, std::size_t width, float* maximum, float* sum, float* out,
                           std::size_t dim) {
@@ -38,7 +40,19 @@ inline void softmax_block(float* scores, std::size_t count, std::size_t width, f
         for (; next < count; ++next) top = max(top, load(scores + next * width + i));
         top = max(max(top, tops[0]), max(max(tops[1], tops[2]), tops[3]));
         Lanes total = {};
-        for (std::size_t j = 0; j < count; ++j) {
+        std::size_t j = 0;
+        for (; j + kTogether <= count; j += kTogether) {
+            float* const at = scores + j * width + i;
+            Lanes weights[kTogether];
+#pragma GCC unroll 8
+            for (std::size_t k = 0; k < kTogether; ++k) weights[k] = load(at + k * width) - top;
+            exp2_not_positive(weights);
+#pragma GCC unroll 8
+            for (std::size_t k = 0; k < kTogether; ++k) store(at + k * width, weights[k]);
+#pragma GCC unroll 8
+            for (std::size_t k = 0; k < kTogether; ++k) total += weights[k];
+        }
+        for (; j < count; ++j) {
             const Lanes weight = exp2_not_positive(load(scores + j * width + i) - top);
             total += weight;
             store(scores + j * width + i, weight);

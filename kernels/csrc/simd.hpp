@@ -86,18 +86,34 @@ inline Lanes exp_clamped(Lanes x) {
     return scale_by_power(p, shifted);
 }
 
-// 2^x to 1e-7 for x <= 0; below -126 a number too small to count. NaN stays NaN.
+// 2^x to 1e-7 for x <= 0; below -126 a number too small to count. NaN stays NaN. Step by step for all of `x`: one
+// chain of dependent steps after another would fill the processor's queues with waiting ones.
+template <std::size_t Count>
+inline void exp2_not_positive(Lanes (&x)[Count]) {
+    constexpr float kTerms[] = {9.6755419e-3f, 5.5507135e-2f, 2.4022120e-1f, 6.9314694e-1f, 1.0f};
+    Lanes shifted[Count];
+    Lanes p[Count];
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < Count; ++i) x[i] = max(broadcast(-126.0f), x[i]);
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < Count; ++i) shifted[i] = x[i] + kShifter;
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < Count; ++i) x[i] = x[i] - (shifted[i] - kShifter);
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < Count; ++i) p[i] = broadcast(1.3276463e-3f);  // least relative error on |r| <= 1/2
+#pragma GCC unroll 8
+    for (const float term : kTerms) {
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < Count; ++i) p[i] = p[i] * x[i] + term;
+    }
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < Count; ++i) x[i] = scale_by_power(p[i], shifted[i]);
+}
+
 inline Lanes exp2_not_positive(Lanes x) {
-    x = max(broadcast(-126.0f), x);
-    const Lanes shifted = x + kShifter;
-    const Lanes r = x - (shifted - kShifter);
-    Lanes p = broadcast(1.3276463e-3f);  // least relative error on |r| <= 1/2
-    p = p * r + 9.6755419e-3f;
-    p = p * r + 5.5507135e-2f;
-    p = p * r + 2.4022120e-1f;
-    p = p * r + 6.9314694e-1f;
-    p = p * r + 1.0f;
-    return scale_by_power(p, shifted);
+    Lanes one[1] = {x};
+    exp2_not_positive(one);
+    return one[0];
 }
 
 // log2 x to 2e-7 for normal x > 0. NaN stays NaN.
