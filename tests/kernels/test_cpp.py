@@ -32,12 +32,15 @@ sys.exit(pytest.main(arguments))
 """
 # What hands arrays over, refuses them, and frees them. Not what takes the time of a processor.
 CHECKED_MODULES = [
+    "test_bindings.py",
     "test_gated_rnn.py",
     "test_attention_ops.py",
     "test_ghrnn_cma_native.py",
     "test_ghrnn_cma_stream.py",
 ]
-CHECKED_TESTS = "wrong or refuse or row or subsets or threads_share or away or outlives or know or largest"
+CHECKED_TESTS = (
+    "bindings or wrong or refuse or row or subsets or threads_share or away or outlives or know or largest"
+)
 
 
 def run(*command: str | Path, **environment: str) -> str:

@@ -69,6 +69,9 @@ class Arguments {
     template <typename T>
     void expect_type(const std::string& name, const py::array& array, const char* type) const {
         if (!py::dtype::of<T>().equal(array.dtype())) refuse(name, type, py::str(array.dtype()));
+        // NumPy reads numbers at any address, C++ must not.
+        if (array.size() > 0 && reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) != 0)
+            refuse(name, "an array aligned to its type", "one at an odd address");
     }
 
     // A copy, because another thread may write to the caller's array after it was checked.

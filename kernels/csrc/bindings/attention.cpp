@@ -71,6 +71,8 @@ std::pair<py::list, py::list> attention(const py::object& q_object, const py::ob
         return checked_lengths.back().data();
     };
 
+    // A list may lose its arrays while the lock is released, and any sequence may make them as it is asked.
+    std::vector<py::array> kept;
     std::vector<Pair> pairs;
     std::vector<std::pair<py::ssize_t, py::ssize_t>> rows_of;  // modality, rows
     py::list outputs, log_sums;
@@ -87,6 +89,7 @@ std::pair<py::list, py::list> attention(const py::object& q_object, const py::ob
             if (known == rows_of.end()) known = rows_of.insert(known, {modality, array.shape(1)});
             if (known->second < 1) arguments.refuse(name, "a null slot, so 1+T of at least 1", "0 rows");
             arguments.expect_shape(name, array, {batch, known->second, heads, dim}, kRowsSymbols);
+            kept.push_back(array);
             return array;
         };
         const py::array asked = checked("q" + index, q[p], asking);

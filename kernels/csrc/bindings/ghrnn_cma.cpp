@@ -2,9 +2,9 @@
 
 #include <pybind11/stl.h>
 
+#include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 
 #include "arrays.hpp"
 #include "ghrnn_cma_stream.hpp"
@@ -29,7 +29,7 @@ class StateDict {
         if (!dict_.contains(name)) arguments_.refuse("weights", "'" + name + "' among the names", "no such weight");
         const py::array found = arguments_.array("weights['" + name + "']", dict_[py::str(name)]);
         arguments_.expect_rank("weights['" + name + "']", found, rank, symbols);
-        taken_.insert(name);
+        taken_[name] = found;
         return found;
     }
 
@@ -55,7 +55,7 @@ class StateDict {
   private:
     const Arguments& arguments_;
     py::dict dict_;
-    mutable std::set<std::string> taken_;
+    mutable std::map<std::string, py::array> taken_;  // a subclass of dict may make them as it is asked
 };
 
 GhrnnCmaSizes sizes_of(const Arguments& arguments, const StateDict& weights, py::ssize_t heads) {
@@ -105,11 +105,13 @@ class Model {
         arguments_.expect_rank("subsets", subsets, 2, "(R, 3)");
         const py::ssize_t count = subsets.shape(0);
         arguments_.expect_shape("subsets", subsets, {count, static_cast<py::ssize_t>(kModalities)}, "(R, 3)");
-        const bool* const flags = arguments_.data<bool>("subsets", subsets, "bool");
+        // As bytes: a flag that NumPy was handed may be any, and what is not 0 is true.
+        const auto* const flags =
+            reinterpret_cast<const unsigned char*>(arguments_.data<bool>("subsets", subsets, "bool"));
         std::vector<unsigned> bits(size(count), 0u);
         for (std::size_t r = 0; r < bits.size(); ++r)
             for (std::size_t m = 0; m < kModalities; ++m)
-                bits[r] |= static_cast<unsigned>(flags[r * kModalities + m]) << m;
+                if (flags[r * kModalities + m] != 0) bits[r] |= 1u << m;
 
         auto sentiment = empty({count});
         auto logits = empty({count, static_cast<py::ssize_t>(model_.sizes().emotions)});
