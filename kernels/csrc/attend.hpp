@@ -46,18 +46,18 @@ inline void softmax_block(float* scores, std::size_t count, std::size_t width, f
             Lanes weights[kTogether];
 #pragma GCC unroll 8
             for (std::size_t k = 0; k < kTogether; ++k) weights[k] = load(at + k * width) - top;
-            exp2_not_positive(weights);
+            exp2(weights);
 #pragma GCC unroll 8
             for (std::size_t k = 0; k < kTogether; ++k) store(at + k * width, weights[k]);
 #pragma GCC unroll 8
             for (std::size_t k = 0; k < kTogether; ++k) total += weights[k];
         }
         for (; j < count; ++j) {
-            const Lanes weight = exp2_not_positive(load(scores + j * width + i) - top);
+            const Lanes weight = exp2(load(scores + j * width + i) - top);
             total += weight;
             store(scores + j * width + i, weight);
         }
-        const Lanes kept = exp2_not_positive(before - top);
+        const Lanes kept = exp2(before - top);
         store(maximum + i, top);
         store(sum + i, load(sum + i) * kept + total);
         for (std::size_t d = 0; d < dim; ++d) store(out + d * width + i, load(out + d * width + i) * kept);

@@ -42,11 +42,11 @@ void attend_ring(const RingAttention& p, float* scratch) {
         for (std::size_t lane = 0; lane < kLanes; ++lane) top = tops[lane] > top ? tops[lane] : top;
         Lanes sums = {};
         for (std::size_t slot = 0; slot < p.slots; slot += kLanes) {
-            const Lanes weight = exp2_not_positive(load(weights + slot) - top);
+            const Lanes weight = exp2(load(weights + slot) - top);
             store(weights + slot, weight);
             sums += weight;
         }
-        const float null_weight = exp2_not_positive(broadcast(null_score - top))[0];
+        const float null_weight = exp2(broadcast(null_score - top))[0];
         const float share = 1.0f / (null_weight + sum_of(sums));
 
         constexpr std::size_t kTogether = 4;

@@ -70,26 +70,10 @@ inline Lanes scale_by_power(Lanes x, Lanes shifted) {
     return x;
 }
 
-// e^x to about 2 ulp for |x| <= 87; beyond, the value at ±87. NaN stays NaN.
-inline Lanes exp_clamped(Lanes x) {
-    x = min(broadcast(87.0f), max(broadcast(-87.0f), x));
-    const Lanes shifted = x * 1.44269504f + kShifter;
-    const Lanes n = shifted - kShifter;
-    const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-    Lanes p = broadcast(1.9875691500e-4f);  // Cephes expf: minimax on |r| <= ln(2)/2
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = (p * r) * r + r + 1.0f;
-    return scale_by_power(p, shifted);
-}
-
-// 2^x to 1e-7 for x <= 0; below -126 a number too small to count. NaN stays NaN. Step by step for all of `x`: one
+// 2^x to 1e-7 for x <= 126; below −126 a number too small to count. NaN stays NaN. Step by step for all of `x`: one
 // chain of dependent steps after another would fill the processor's queues with waiting ones.
 template <std::size_t Count>
-inline void exp2_not_positive(Lanes (&x)[Count]) {
+inline void exp2(Lanes (&x)[Count]) {
     constexpr float kTerms[] = {9.6755419e-3f, 5.5507135e-2f, 2.4022120e-1f, 6.9314694e-1f, 1.0f};
     Lanes shifted[Count];
     Lanes p[Count];
@@ -110,9 +94,9 @@ inline void exp2_not_positive(Lanes (&x)[Count]) {
     for (std::size_t i = 0; i < Count; ++i) x[i] = scale_by_power(p[i], shifted[i]);
 }
 
-inline Lanes exp2_not_positive(Lanes x) {
+inline Lanes exp2(Lanes x) {
     Lanes one[1] = {x};
-    exp2_not_positive(one);
+    exp2(one);
     return one[0];
 }
 
@@ -139,10 +123,10 @@ inline Lanes log2(Lanes x) {
     return x == x ? result : x;
 }
 
-inline Lanes sigmoid(Lanes x) { return 1.0f / (1.0f + exp_clamped(-x)); }
+inline Lanes sigmoid(Lanes x) { return 1.0f / (1.0f + exp2(min(broadcast(126.0f), x * -kLog2E))); }
 
 // Absolute error below 2e-7, which is what the recurrence needs; not relatively exact near 0.
-inline Lanes tanh(Lanes x) { return 1.0f - 2.0f / (1.0f + exp_clamped(x + x)); }
+inline Lanes tanh(Lanes x) { return 1.0f - 2.0f / (1.0f + exp2(min(broadcast(126.0f), x * (2.0f * kLog2E)))); }
 
 }  // namespace
 }  // namespace affectrt
