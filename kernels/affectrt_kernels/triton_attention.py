@@ -40,12 +40,10 @@ class Plan(NamedTuple):
 
 def plan(dtype: torch.dtype, dim: int, *, many: bool) -> Plan:
     """The static table. Many programs share what they read by taking more rows each; few spread thin."""
-    padded = _padded(dim)
     if dtype not in HALF:
         return Plan(own=16, other=32, warps=4)
-    if many:
-        return Plan(own=64, other=max(16, min(64, 2048 // padded)), warps=4)
-    return Plan(own=16, other=max(16, 1024 // padded), warps=1)
+    other = max(16, 1024 // _padded(dim))
+    return Plan(own=64, other=other, warps=4) if many else Plan(own=16, other=other, warps=1)
 
 
 def _padded(dim: int) -> int:
