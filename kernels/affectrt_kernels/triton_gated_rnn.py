@@ -13,13 +13,14 @@ import triton
 from torch import Tensor
 
 from affectrt_kernels import triton_recurrence
-from affectrt_kernels.triton_numerics import HALF, multiprocessors, options
+from affectrt_kernels.triton_numerics import HALF, multiprocessors, on_device_of, options
 
 
 class Plan(NamedTuple):
-    """How a kernel of ``triton_recurrence`` is compiled and launched; the fields are its constants."""
+    """How a kernel of ``triton_recurrence``, which explains the words, is compiled and launched."""
 
     padded: int
+    """H rounded up to a power of two."""
     rows: int
     lanes: int
     block: int
@@ -51,7 +52,7 @@ def tiles_fit(hidden: int, dtype: torch.dtype, gates: int) -> bool:
 
 
 def plan(hidden: int, gates: int, *, tiled: bool) -> Plan:
-    """The static table: what was found to spill no register at compute capability 8.7, 8.9, 9.0 and 12.0."""
+    """The static table; ``aot`` shows that one-gate kernels up to H = 128 spill no register with it."""
     padded = max(16, triton.next_power_of_2(hidden))
     if tiled:
         return Plan(padded, rows=16, lanes=1, block=padded, warps=4 if padded <= 32 else 8)
@@ -95,18 +96,19 @@ def forward(
     chosen = choose(x, hidden, gates, tiled)
     # In float32 also for half precision: rounding the sums would cost more than rounding x did.
     sums = torch.baddbmm(bias.float()[:, None], _by_row(x).float(), w_x.float().mT)
-    triton_recurrence.forward[(triton.cdiv(batch, chosen.rows), streams)](
-        sums,
-        w_h.contiguous(),
-        lengths,
-        None if h0 is None else h0.contiguous(),
-        batch,
-        steps,
-        y,
-        h_n,
-        **chosen.constants(hidden, gates, reverse),
-        **chosen.options(),
-    )
+    with on_device_of(x):
+        triton_recurrence.forward[(triton.cdiv(batch, chosen.rows), streams)](
+            sums,
+            w_h.contiguous(),
+            None if lengths is None else lengths.contiguous(),
+            None if h0 is None else h0.contiguous(),
+            batch,
+            steps,
+            y,
+            h_n,
+            **chosen.constants(hidden, gates, reverse),
+            **chosen.options(),
+        )
     return y, h_n
 
 
@@ -149,19 +151,20 @@ def backward(
 
     dh0 = torch.empty(streams, batch, hidden, device=x.device)
     if dh0.numel():
-        triton_recurrence.backward[(triton.cdiv(batch, chosen.rows), streams)](
-            w_h.reshape(streams, gates + 1, hidden, hidden).mT.contiguous(),
-            lengths,
-            before,
-            dy.contiguous(),
-            dh_n.contiguous(),
-            batch,
-            steps,
-            sums,
-            dh0,
-            **chosen.constants(hidden, gates, reverse),
-            **chosen.options(),
-        )
+        with on_device_of(x):
+            triton_recurrence.backward[(triton.cdiv(batch, chosen.rows), streams)](
+                w_h.reshape(streams, gates + 1, hidden, hidden).mT.contiguous(),
+                None if lengths is None else lengths.contiguous(),
+                before,
+                dy.contiguous(),
+                dh_n.contiguous(),
+                batch,
+                steps,
+                sums,
+                dh0,
+                **chosen.constants(hidden, gates, reverse),
+                **chosen.options(),
+            )
     dx = torch.bmm(sums, wide_x).view(streams, batch, steps, inputs)
     dw_x = torch.bmm(sums.mT, x)
     dw_h = torch.cat(
