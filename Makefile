@@ -58,7 +58,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/lint/wheel \
-	  --config-settings build-dir=build/lint/cmake --config-settings cmake.define.AFFECTRT_WERROR=ON .
+	  --config-settings build-dir=build/lint/cmake --config-settings cmake.define.AFFECTRT_WERROR=ON \
+	  --config-settings cmake.define.AFFECTRT_TESTS=ON .
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/make_cli.py
