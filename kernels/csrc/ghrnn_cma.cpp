@@ -125,7 +125,7 @@ void GhrnnCma::operator()(const std::array<FeatureRows, kModalities>& features, 
 
     std::size_t floats = 0;
     for (const std::size_t part :
-         {normed_floats, projection_floats, longest * width_, longest * joint, queries * joint, 3 * queries * width_, kStreams * queries * d,
+         {normed_floats, projection_floats, longest * width_, longest * joint, queries * joint, 2 * queries * width_, kStreams * queries * d,
           kAnswers * d, kStreams * count * queries * pair, kStreams * count * h, 2 * count, attend_floats, rnn_floats,
           verdict_floats(count)})
         floats += Pieces::rounded(part);
@@ -135,7 +135,7 @@ void GhrnnCma::operator()(const std::array<FeatureRows, kModalities>& features, 
     float* const projected = pieces.take(longest * width_);
     float* const key_values = pieces.take(longest * joint);
     float* const asked = pieces.take(queries * joint);
-    float* const work = pieces.take(3 * queries * width_);
+    float* const work = pieces.take(2 * queries * width_);
     float* const attended = pieces.take(kStreams * queries * d);  // normalised: text, then each answer
     float* const unanswered = pieces.take(kAnswers * d);           // what attention yields on a null slot alone
     float* const pairs = pieces.take(kStreams * count * queries * pair);
