@@ -125,25 +125,29 @@ def triton_call() -> Iterator[Callable[..., Any]]:
     With an NVIDIA GPU it runs there. Without, in a process of its own that interprets the kernels: Triton
     decides that once, when it is imported, and here another test may have imported it.
     """
-    with pytest.MonkeyPatch.context() as environment:
-        if torch.cuda.is_available():
+    if torch.cuda.is_available():
+
+        def on_gpu(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            torch.use_deterministic_algorithms(True)
+            try:
+                return _moved(function(*_moved(arguments, "cuda"), **options), "cpu")
+            finally:
+                torch.use_deterministic_algorithms(False)
+
+        with pytest.MonkeyPatch.context() as environment:
             environment.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which deterministic algorithms demand
-
-            def on_gpu(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-                torch.use_deterministic_algorithms(True)
-                try:
-                    return _moved(function(*_moved(arguments, "cuda"), **options), "cpu")
-                finally:
-                    torch.use_deterministic_algorithms(False)
-
             yield on_gpu
-            return
-        environment.setenv("TRITON_INTERPRET", "1")
-        poison = torch.use_deterministic_algorithms
-        with ProcessPoolExecutor(1, get_context("spawn"), initializer=poison, initargs=(True,)) as pool:
+        return
 
-            def interpreted(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-                return pool.submit(function, *arguments, **options).result()
+    poison = torch.use_deterministic_algorithms
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=poison, initargs=(True,)) as pool:
 
+        def interpreted(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            return pool.submit(function, *arguments, **options).result()
+
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv(
+                "TRITON_INTERPRET", "1"
+            )  # for the process that starts now, and for no other test
             assert interpreted(torch.empty, 9).isnan().all()
-            yield interpreted
+        yield interpreted
