@@ -19,6 +19,14 @@ SIX_PAIRS = [(asking, answering) for asking in range(3) for answering in range(3
 
 
 @pytest.fixture
+def poisoned_scratch() -> Iterator[None]:
+    """Memory that the kernels take without filling it is NaN."""
+    _native.poison_scratch(True)
+    yield
+    _native.poison_scratch(False)
+
+
+@pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Fresh memory is NaN: torch's, what C++ keeps between calls, and what comes from the C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

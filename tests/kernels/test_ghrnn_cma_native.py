@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import product
@@ -22,6 +22,8 @@ Floats = NDArray[np.float32]
 
 TOLERANCE = 1e-5  # from PyTorch in float64 on the same weights; sentiment is within ±3
 SUBSETS = np.array(list(product([True, False], repeat=3)))
+
+pytestmark = pytest.mark.usefixtures("poisoned_scratch")
 
 STARTER = GhrnnCmaConfig()
 ODD = GhrnnCmaConfig(text_dim=7, audio_dim=5, vision_dim=3, model_dim=12, heads=3, hidden_dim=10, fused_dim=9)
@@ -47,14 +49,6 @@ CONFIGS = {
 }
 STEPS = (0, 1, 2, 7, 8, 63, 500)
 LENGTHS = [(0, 0, 0), *((STEPS[i], STEPS[i - 3], STEPS[i - 5]) for i in range(len(STEPS)))]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_scratch() -> Iterator[None]:
-    """Memory that the kernels take without filling it is NaN."""
-    _native.poison_scratch(True)
-    yield
-    _native.poison_scratch(False)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from statistics import median
@@ -22,6 +22,9 @@ Floats = NDArray[np.float32]
 
 TOLERANCE = 1e-5  # of every tick; sentiment is within ±3
 WINDOW_S = 1.7
+
+
+pytestmark = pytest.mark.usefixtures("poisoned_scratch")
 
 
 def causal(text: int, audio: int, vision: int, model: int, **sizes: int) -> GhrnnCmaConfig:
@@ -44,14 +47,6 @@ CONFIGS = {
     "one step": causal(3, 3, 3, 3, heads=3, hidden_dim=1, fused_dim=8, kernel_steps=1),
     "wide": causal(16, 16, 16, 136, heads=2, hidden_dim=200, fused_dim=33),
 }
-
-
-@pytest.fixture(autouse=True)
-def poisoned_scratch() -> Iterator[None]:
-    """Memory that the kernels take without filling it is NaN."""
-    _native.poison_scratch(True)
-    yield
-    _native.poison_scratch(False)
 
 
 @cache
