@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.affectrt-installed
 STARTER := runs/starter.affect
 # Whatever changes the starter bundle: the weights with their card, and the code that turns them into graphs.
-STARTER_SOURCES := $(wildcard training/affectrt_training/starter/weights/*) \
-  $(shell find export training/affectrt_training/models -name '*.py')
+STARTER_SOURCES := $(wildcard training/affectrt_training/recipes/starter/weights/*) \
+  $(shell find export training/affectrt_training/models training/affectrt_training/encoders -name '*.py')
 NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help

@@ -31,8 +31,8 @@ from affectrt.features.text import Tokenizer, words_of
 from affectrt_export import graphs, parity
 from affectrt_export.gate import probe_sentences
 from affectrt_export.quantize import quantize
-from affectrt_training.models.text_encoder import minilm_folder
-from affectrt_training.starter.weights import load_starter
+from affectrt_training.encoders.text import minilm_folder
+from affectrt_training.recipes.starter.weights import load_starter
 
 MAX_TOKENS = 128
 LEAST_COSINE = 0.99

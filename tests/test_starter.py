@@ -17,7 +17,7 @@ from affectrt.cli import main
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word
 from affectrt.transcript import read_transcript
-from affectrt_training.starter.measure import TITLES, measure
+from affectrt_training.recipes.starter.measure import TITLES, measure
 
 DEMO = Path(__file__).parents[1] / "demo"
 DATA = Path(os.environ["AFFECTRT_DATA"]) if "AFFECTRT_DATA" in os.environ else None

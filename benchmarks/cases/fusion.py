@@ -20,7 +20,7 @@ from affectrt_export.graphs import fusion_graph
 from affectrt_kernels import _native, reference
 from affectrt_training.models import ghrnn_cma
 from affectrt_training.models.ghrnn_cma import Fusion, GhrnnCma, GhrnnCmaConfig
-from affectrt_training.starter.weights import COMMITTED, fill, read_parts
+from affectrt_training.recipes.starter.weights import COMMITTED, fill, read_parts
 from benchmarks.peers import eager
 from benchmarks.peers.onnx_runtime import Array, Session
 from benchmarks.timing import Case, Contender, difference, difference_of

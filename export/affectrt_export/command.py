@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     from affectrt_export.gate import META_KEY
     from affectrt_export.package import export_starter
     from affectrt_export.progress import shown
-    from affectrt_training.starter.weights import COMMITTED, load_starter, write_meta
+    from affectrt_training.recipes.starter.weights import COMMITTED, load_starter, write_meta
 
     stages = shown()
     with stages("weights → PyTorch"):

@@ -37,7 +37,7 @@ from affectrt_export.progress import Stages, silent
 from affectrt_export.quantize import quantize
 
 if TYPE_CHECKING:
-    from affectrt_training.starter.weights import Starter
+    from affectrt_training.recipes.starter.weights import Starter
 
 NAME, FAMILY = "starter", "ghrnn-cma"
 TOKENIZER, WEIGHTS = "tokenizer.json", "fusion.safetensors"

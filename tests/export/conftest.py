@@ -20,10 +20,10 @@ from affectrt.features.vision import VisionConfig
 from affectrt_export import graphs
 from affectrt_export.gate import probe_sentences
 from affectrt_export.package import ExportReport, export_starter
-from affectrt_training.models.face_encoder import FaceEncoder, FaceEncoderConfig
+from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
+from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
-from affectrt_training.models.voice_encoder import VoiceEncoder, VoiceEncoderConfig
-from affectrt_training.starter.weights import Starter
+from affectrt_training.recipes.starter.weights import Starter
 
 TEXT_DIM, AUDIO_DIM, VISION_DIM, N_MELS, MAX_TOKENS = 32, 10, 8, 16, 24
 

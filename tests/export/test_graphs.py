@@ -14,7 +14,7 @@ from affectrt.bundle import Bundle
 from affectrt.errors import AffectError
 from affectrt_export import opset
 from affectrt_export.graphs import FUSION_INPUTS
-from affectrt_training.starter.weights import Starter
+from affectrt_training.recipes.starter.weights import Starter
 
 GRAPHS = ("text.onnx", "audio.onnx", "vision.onnx", "fusion.onnx")
 

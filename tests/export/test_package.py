@@ -24,7 +24,7 @@ from affectrt.features.text import Tokenizer, words_of
 from affectrt_export import gate
 from affectrt_export.package import ExportReport, export_starter
 from affectrt_training.models.ghrnn_cma import GhrnnCma
-from affectrt_training.starter.weights import Starter
+from affectrt_training.recipes.starter.weights import Starter
 
 
 class DriftingBert(BertModel):  # type: ignore[misc]  # transformers has no types

@@ -17,7 +17,7 @@ from affectrt.errors import AffectError
 from affectrt.features.text import Tokenizer
 from affectrt_export import parity
 from affectrt_export.gate import probe_sentences
-from affectrt_training.starter.weights import Starter
+from affectrt_training.recipes.starter.weights import Starter
 
 FUSION_OUTPUTS = ("sentiment", "emotion_logits")
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from affectrt_kernels import reference
-from affectrt_training.models.ghrnn_cma import CrossModalAttention, GhrnnCma, GhrnnCmaConfig, Projection
+from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
+from affectrt_training.models.parts import AttentionProjections, Projection
 
 CONFIG = GhrnnCmaConfig(
     text_dim=6, audio_dim=5, vision_dim=4, model_dim=8, heads=2, hidden_dim=7, fused_dim=9, kernel_steps=3
@@ -24,7 +25,7 @@ def rows(projection: Projection, x: Tensor) -> Tensor:
     return torch.stack([projection.null, *convolved])
 
 
-def attend(attention: CrossModalAttention, query: Tensor, memory: Tensor) -> Tensor:
+def attend(attention: AttentionProjections, query: Tensor, memory: Tensor) -> Tensor:
     """Eq. 3–4, one head after the other."""
     q, (k, v) = attention.query(query), attention.key_value(memory).chunk(2, -1)
     heads = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from affectrt_training.models.face_encoder import FaceEncoder, FaceEncoderConfig, Inception2d
+from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig, Inception2d
+from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
-from affectrt_training.models.voice_encoder import VoiceEncoder, VoiceEncoderConfig
 
 SMALL = GhrnnCmaConfig(text_dim=6, audio_dim=5, vision_dim=4, model_dim=8, heads=2, hidden_dim=8, fused_dim=8)
 

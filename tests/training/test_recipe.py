@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from affectrt_training.starter import STAGES
-from affectrt_training.starter.fit import SCORE, Stage, best_weights, fit
-from affectrt_training.starter.recipe import to_train
+from affectrt_training.recipes.starter import STAGES
+from affectrt_training.recipes.starter.fit import SCORE, Stage, best_weights, fit
+from affectrt_training.recipes.starter.recipe import to_train
 
 
 def _finish(runs: Path, *names: str) -> None:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from affectrt.affect import EMOTIONS, MODALITIES
 from affectrt.calibration import PRESENCE_KEYS, presence_key
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
-from affectrt_training.starter.banks import Item, Sample
-from affectrt_training.starter.calibrate import (
+from affectrt_training.recipes.starter.banks import Item, Sample
+from affectrt_training.recipes.starter.calibrate import (
     calibrate,
     composed,
     fit_temperature,
@@ -22,9 +22,9 @@ from affectrt_training.starter.calibrate import (
     only,
     patterns,
 )
-from affectrt_training.starter.compose import VALENCE, Mixture, Sources, collate, compose
-from affectrt_training.starter.fusion import FusionRecipe, predict, score, train_fusion, worst_gain
-from affectrt_training.starter.weights import fill
+from affectrt_training.recipes.starter.compose import VALENCE, Mixture, Sources, collate, compose
+from affectrt_training.recipes.starter.fusion import FusionRecipe, predict, score, train_fusion, worst_gain
+from affectrt_training.recipes.starter.weights import fill
 
 CONFIG = GhrnnCmaConfig(
     text_dim=8, audio_dim=7, vision_dim=9, model_dim=16, heads=2, hidden_dim=8, fused_dim=16, dropout=0.0

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from affectrt.affect import EMOTIONS
 from affectrt.errors import AffectError
-from affectrt_training.models.face_encoder import FaceEncoder, FaceEncoderConfig
+from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
+from affectrt_training.encoders.text import LoraSettings, TextEncoder
+from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
-from affectrt_training.models.text_encoder import LoraSettings, TextEncoder
-from affectrt_training.models.voice_encoder import VoiceEncoder, VoiceEncoderConfig
-from affectrt_training.starter.weights import COMMITTED, load_starter, read_parts, save_weights
+from affectrt_training.recipes.starter.weights import COMMITTED, load_starter, read_parts, save_weights
 
 LORA = LoraSettings(rank=2)
 VOICE = VoiceEncoderConfig(channels=(4, 4, 4), dim=6)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from affectrt.cli import Command
 from affectrt.errors import AffectError, require
-from affectrt_training.starter import STAGES
+from affectrt_training.recipes.starter import STAGES
 
 DATA_VARIABLE = "AFFECTRT_DATA"
 
@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
         )
     for module in ("torch", "lightning", "peft", "transformers", "safetensors"):
         require(module, "train")
-    from affectrt_training.starter.recipe import StarterRecipe, train_starter
+    from affectrt_training.recipes.starter.recipe import StarterRecipe, train_starter
 
     scores = train_starter(data, args.runs, args.output, StarterRecipe(seed=args.seed), restart=args.restart)
     width = max(map(len, scores))

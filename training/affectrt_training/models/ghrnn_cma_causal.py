@@ -72,4 +72,5 @@ class CausalGhrnnCma(Fusion):
             windows,
         )
         states, _ = gated_rnn(pairs, self.w_x, self.w_h, self.bias, lengths + 1)  # eq. 10, 12
-        return self.read(states[:, :, 1:])
+        fused = self.read(states[:, :, 1:])
+        return fused.sentiment, fused.emotion_logits

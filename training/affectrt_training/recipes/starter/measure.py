@@ -1,8 +1,8 @@
 """Measure a starter bundle on the validation data and write the figures where people look for them.
 
-``python -m affectrt_training.starter.measure starter.affect --data DIR`` writes one manifest per validation
-set, scores the bundle on each exactly as ``affectrt evaluate`` does, and puts the figures into the weights'
-sidecar (from which the next export takes them into the bundle) and into the model card's table.
+``python -m affectrt_training.recipes.starter.measure starter.affect --data DIR`` writes one manifest per
+validation set, scores the bundle on each exactly as ``affectrt evaluate`` does, and puts the figures into
+the weights' sidecar (from which the next export takes them into the bundle) and into the model card's table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from affectrt_training.data import text as corpora
 from affectrt_training.data.clips import acted_clips
 from affectrt_training.data.faces import ferplus
 from affectrt_training.data.voice import acted_speech
-from affectrt_training.starter.weights import COMMITTED, write_meta
+from affectrt_training.recipes.starter.weights import COMMITTED, write_meta
 
 PEOPLE_PER_EMOTION = 60
 """Composed people of each emotion in the agreement test."""

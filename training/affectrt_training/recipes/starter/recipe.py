@@ -21,12 +21,12 @@ from affectrt_training.data import text as corpora
 from affectrt_training.data.clips import acted_clips
 from affectrt_training.data.faces import ferplus
 from affectrt_training.data.voice import acted_speech
-from affectrt_training.models.face_encoder import FaceEncoder
+from affectrt_training.encoders.face import FaceEncoder
+from affectrt_training.encoders.text import TextEncoder, minilm_folder
+from affectrt_training.encoders.voice import VoiceEncoder
 from affectrt_training.models.ghrnn_cma import GhrnnCma
-from affectrt_training.models.text_encoder import TextEncoder, minilm_folder
-from affectrt_training.models.voice_encoder import VoiceEncoder
-from affectrt_training.starter import STAGES
-from affectrt_training.starter.banks import (
+from affectrt_training.recipes.starter import STAGES
+from affectrt_training.recipes.starter.banks import (
     Encoders,
     Item,
     Sample,
@@ -35,14 +35,14 @@ from affectrt_training.starter.banks import (
     text_items,
     voice_items,
 )
-from affectrt_training.starter.calibrate import calibrate, composed, only, patterns
-from affectrt_training.starter.compose import Sources
-from affectrt_training.starter.face import FaceRecipe, train_face
-from affectrt_training.starter.fit import best_weights
-from affectrt_training.starter.fusion import FusionRecipe, predict, score, train_fusion
-from affectrt_training.starter.text import TextRecipe, train_text
-from affectrt_training.starter.voice import VoiceRecipe, train_voice
-from affectrt_training.starter.weights import fill, rounded, save_weights
+from affectrt_training.recipes.starter.calibrate import calibrate, composed, only, patterns
+from affectrt_training.recipes.starter.compose import Sources
+from affectrt_training.recipes.starter.face import FaceRecipe, train_face
+from affectrt_training.recipes.starter.fit import best_weights
+from affectrt_training.recipes.starter.fusion import FusionRecipe, predict, score, train_fusion
+from affectrt_training.recipes.starter.text import TextRecipe, train_text
+from affectrt_training.recipes.starter.voice import VoiceRecipe, train_voice
+from affectrt_training.recipes.starter.weights import fill, rounded, save_weights
 
 LICENCE = (
     "Research use only, non-commercial: trained on RAVDESS (CC BY-NC-SA 4.0) and FER2013 pixels, among others"

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from affectrt.errors import AffectError
-from affectrt_training.models.face_encoder import FaceEncoder, FaceEncoderConfig
+from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
+from affectrt_training.encoders.text import LoraSettings, TextEncoder, minilm_folder
+from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
-from affectrt_training.models.text_encoder import LoraSettings, TextEncoder, minilm_folder
-from affectrt_training.models.voice_encoder import VoiceEncoder, VoiceEncoderConfig
-from affectrt_training.starter.fit import save_tensors
+from affectrt_training.recipes.starter.fit import save_tensors
 
 COMMITTED = Path(__file__).parent / "weights" / "starter.safetensors"
 """The weights that this repository ships."""

@@ -19,9 +19,9 @@ from affectrt.affect import EMOTIONS
 from affectrt.features.audio import level_normalise, log_mel
 from affectrt.media import read_audio
 from affectrt_training.data.voice import Recording, acted_speech
+from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.metrics import emotion_metrics
-from affectrt_training.models.voice_encoder import VoiceEncoder, VoiceEncoderConfig
-from affectrt_training.starter.fit import SCORE, Stage, fit, warmup_cosine
+from affectrt_training.recipes.starter.fit import SCORE, Stage, fit, warmup_cosine
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -22,11 +22,11 @@ from affectrt.media import Media, VideoFrame
 from affectrt_training.data.clips import Clip
 from affectrt_training.data.text import Sentence
 from affectrt_training.data.voice import Recording
-from affectrt_training.models.face_encoder import FaceEncoder
-from affectrt_training.models.text_encoder import TextEncoder
-from affectrt_training.models.voice_encoder import VoiceEncoder
-from affectrt_training.starter.face import augment_faces
-from affectrt_training.starter.voice import SPEEDS, augment_voice, crop_rows, spectrogram
+from affectrt_training.encoders.face import FaceEncoder
+from affectrt_training.encoders.text import TextEncoder
+from affectrt_training.encoders.voice import VoiceEncoder
+from affectrt_training.recipes.starter.face import augment_faces
+from affectrt_training.recipes.starter.voice import SPEEDS, augment_voice, crop_rows, spectrogram
 
 WINDOW_ROWS = (200, 400)
 """Log-mel rows of a training crop: two seconds up to the device's window of four."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.calibration import presence_key
 from affectrt_training.models.ghrnn_cma import GhrnnCma
-from affectrt_training.starter.banks import Sample
-from affectrt_training.starter.compose import MISLEADING, Sources, compose
-from affectrt_training.starter.fusion import predict
+from affectrt_training.recipes.starter.banks import Sample
+from affectrt_training.recipes.starter.compose import MISLEADING, Sources, compose
+from affectrt_training.recipes.starter.fusion import predict
 
 COVERAGE = 0.9
 """Share of truths that intervals are made to hold."""

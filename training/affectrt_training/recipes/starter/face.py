@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from affectrt.affect import EMOTIONS
 from affectrt_training.data.faces import Faces, ferplus
+from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
 from affectrt_training.metrics import emotion_metrics
-from affectrt_training.models.face_encoder import FaceEncoder, FaceEncoderConfig
-from affectrt_training.starter.fit import SCORE, Stage, fit, warmup_cosine
+from affectrt_training.recipes.starter.fit import SCORE, Stage, fit, warmup_cosine
 
 
 @dataclass(frozen=True)

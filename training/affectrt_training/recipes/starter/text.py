@@ -19,9 +19,9 @@ from affectrt.affect import EMOTIONS
 from affectrt.features.text import Tokenizer, words_of
 from affectrt_training.data import text as corpora
 from affectrt_training.data.text import Sentence
+from affectrt_training.encoders.text import LoraSettings, TextEncoder, mean_pool, minilm_folder
 from affectrt_training.metrics import emotion_metrics, sentiment_metrics
-from affectrt_training.models.text_encoder import LoraSettings, TextEncoder, mean_pool, minilm_folder
-from affectrt_training.starter.fit import SCORE, Stage, fit, trainable, warmup_cosine
+from affectrt_training.recipes.starter.fit import SCORE, Stage, fit, trainable, warmup_cosine
 
 
 @dataclass(frozen=True)

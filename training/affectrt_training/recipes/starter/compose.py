@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
-from affectrt_training.starter.banks import Item, Sample
+from affectrt_training.recipes.starter.banks import Item, Sample
 
 NEUTRAL = EMOTIONS.index("neutral")
 

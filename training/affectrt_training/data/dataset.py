@@ -1,0 +1,83 @@
+"""What every reader of data sets returns, and what training, evaluation and comparison start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from affectrt.affect import MODALITIES, Modality
+from affectrt.errors import AffectError
+
+FloatMatrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance, review or clip."""
+
+    id: str
+    """Unique within its data set."""
+    rows: Mapping[Modality, FloatMatrix]
+    """Feature rows (T, D) float32, T ≥ 1, of each present modality."""
+    words: tuple[str, ...] = ()
+    """What was said, where it is known: what a text encoder makes rows of when ``rows`` has no text."""
+    sentiment: float | None = None
+    """In [-3, 3]; None: no such label."""
+    emotion: int | None = None
+    """Index into ``EMOTIONS``; None: no such label."""
+    group: str = ""
+    """Whom or what it shares with others (speaker, video): a fold never splits a group. Empty: none."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled examples in splits."""
+
+    name: str
+    """For reports."""
+    splits: Mapping[str, Sequence[Example]]
+    """Among them usually ``train``, ``valid`` and ``test``; ``all`` where the source has no splits."""
+    dims: Mapping[Modality, int]
+    """Features per row of each modality that occurs."""
+    label_range: tuple[float, float] = (-3.0, 3.0)
+    """The source's own range of the sentiment label, which was mapped linearly to [-3, 3]."""
+    notes: Sequence[str] = field(default_factory=tuple)
+    """What the reader changed or noticed: values cleared, rows cut."""
+
+    def split(self, name: str) -> Sequence[Example]:
+        """Raises ``data.no_split`` naming those there are."""
+        if name not in self.splits:
+            raise AffectError(
+                "data.no_split",
+                f"{self.name}: expected a split '{name}', got {', '.join(self.splits)}; "
+                f"make one with --folds or --split",
+            )
+        return self.splits[name]
+
+
+def collate(examples: Sequence[Example], dims: Mapping[Modality, int]) -> dict[str, Tensor]:
+    """Pad to a fusion model's inputs; an absent modality is one padded row of length 0.
+
+    Keys: each modality (B, T_m, D_m), ``…_lengths`` (B,) int64, ``sentiment`` (B,) with NaN
+    and ``emotion`` (B,) int64 with -1 where there is no such label.
+    """
+    batch: dict[str, Tensor] = {}
+    for modality in MODALITIES:
+        nothing = np.zeros((0, dims[modality]), np.float32)
+        rows = [torch.from_numpy(example.rows.get(modality, nothing)) for example in examples]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        batch[modality] = padded if padded.shape[1] else torch.zeros(len(rows), 1, dims[modality])
+        batch[f"{modality}_lengths"] = torch.tensor([len(r) for r in rows])
+    batch["sentiment"] = torch.tensor([np.nan if e.sentiment is None else e.sentiment for e in examples])
+    batch["emotion"] = torch.tensor([-1 if e.emotion is None else e.emotion for e in examples])
+    return batch
+
+
+def inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a batch that a fusion model takes."""
+    return {key: batch[key] for m in MODALITIES for key in (m, f"{m}_lengths")}

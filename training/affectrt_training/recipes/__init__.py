@@ -1,0 +1,1 @@
+"""Recipes: from named data sets to the weights of a model."""
