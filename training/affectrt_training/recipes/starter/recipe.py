@@ -22,7 +22,7 @@ from affectrt_training.data.clips import acted_clips
 from affectrt_training.data.faces import ferplus
 from affectrt_training.data.voice import acted_speech
 from affectrt_training.encoders.face import FaceEncoder
-from affectrt_training.encoders.text import TextEncoder, minilm_folder
+from affectrt_training.encoders.text import TextEncoder, TextSettings, minilm_folder
 from affectrt_training.encoders.voice import VoiceEncoder
 from affectrt_training.models.ghrnn_cma import GhrnnCma
 from affectrt_training.recipes.starter import STAGES
@@ -140,7 +140,7 @@ def _encoder_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def build_encoders(parts: dict[str, dict[str, Tensor]], recipe: StarterRecipe) -> Encoders:
     """The trained encoders, frozen."""
-    text = TextEncoder(lora=recipe.text.lora)
+    text = TextEncoder(TextSettings(tuning="lora", lora=recipe.text.lora))
     text.load_adapter(parts["text"])
     voice, face = VoiceEncoder(recipe.voice.encoder), FaceEncoder(recipe.face.encoder)
     fill(voice, parts["voice"], "voice")

@@ -19,7 +19,7 @@ from affectrt.affect import EMOTIONS
 from affectrt.features.text import Tokenizer, words_of
 from affectrt_training.data import text as corpora
 from affectrt_training.data.text import Sentence
-from affectrt_training.encoders.text import LoraSettings, TextEncoder, mean_pool, minilm_folder
+from affectrt_training.encoders.text import LoraSettings, TextEncoder, TextSettings, mean_pool, minilm_folder
 from affectrt_training.metrics import emotion_metrics, sentiment_metrics
 from affectrt_training.recipes.starter.fit import SCORE, Stage, fit, trainable, warmup_cosine
 
@@ -102,7 +102,7 @@ class TextStage(Stage):
     def __init__(self, recipe: TextRecipe, class_weights: Tensor, total_steps: int) -> None:
         super().__init__()
         self.recipe, self.total_steps = recipe, total_steps
-        self.encoder = TextEncoder(lora=recipe.lora)
+        self.encoder = TextEncoder(TextSettings(tuning="lora", lora=recipe.lora))
         self.dropout = nn.Dropout(0.1)
         self.sentiment = nn.Linear(self.encoder.dim, 1)
         self.emotion = nn.Linear(self.encoder.dim, len(EMOTIONS))

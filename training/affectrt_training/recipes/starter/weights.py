@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from affectrt.errors import AffectError
 from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
-from affectrt_training.encoders.text import LoraSettings, TextEncoder, minilm_folder
+from affectrt_training.encoders.text import LoraSettings, TextEncoder, TextSettings, minilm_folder
 from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
 from affectrt_training.recipes.starter.fit import save_tensors
@@ -105,7 +105,7 @@ def load_starter(path: Path | None = None) -> Starter:
         meta["model_card"] = card.read_text(encoding="utf-8") if card.is_file() else ""
     except (FileNotFoundError, json.JSONDecodeError) as error:
         raise AffectError("weights.invalid", f"the sidecar of {path} can't be read: {error}") from error
-    text = TextEncoder(lora=LoraSettings(**meta["lora"]))
+    text = TextEncoder(TextSettings(tuning="lora", lora=LoraSettings(**meta["lora"])))
     text.load_adapter(parts["text"])
     voice = VoiceEncoder(VoiceEncoderConfig(**_tupled(meta["voice_encoder"])))
     face = FaceEncoder(FaceEncoderConfig(**_tupled(meta["face_encoder"])))
