@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt_training.losses import masked_l1
 from affectrt_training.metrics import emotion_metrics, sentiment_metrics
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
 from affectrt_training.recipes.starter.banks import Sample
 from affectrt_training.recipes.starter.compose import FusionSamples, Mixture, Sources, collate
 from affectrt_training.recipes.starter.fit import SCORE, Stage, fit, warmup_cosine
-from affectrt_training.recipes.starter.text import masked_l1
 
 
 @dataclass(frozen=True)

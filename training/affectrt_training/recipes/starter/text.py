@@ -12,7 +12,6 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
 from affectrt.affect import EMOTIONS
@@ -20,6 +19,7 @@ from affectrt.features.text import Tokenizer, words_of
 from affectrt_training.data import text as corpora
 from affectrt_training.data.text import Sentence
 from affectrt_training.encoders.text import LoraSettings, TextEncoder, TextSettings, mean_pool, minilm_folder
+from affectrt_training.losses import class_weights, masked_cross_entropy, masked_l1
 from affectrt_training.metrics import emotion_metrics, sentiment_metrics
 from affectrt_training.recipes.starter.fit import SCORE, Stage, fit, trainable, warmup_cosine
 
@@ -155,28 +155,6 @@ class TextStage(Stage):
     def weights(self) -> dict[str, Tensor]:
         """The adapter; the heads are scaffolding."""
         return self.encoder.adapter()
-
-
-def masked_l1(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute error over rows that have a label (NaN: none); 0 when no row has."""
-    known = ~torch.isnan(truth)
-    if not known.any():
-        return prediction.sum() * 0.0
-    return F.l1_loss(prediction[known], truth[known])
-
-
-def masked_cross_entropy(logits: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy over rows that have a label (-1: none); 0 when no row has."""
-    if not (truth >= 0).any():
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits, truth, weight=weights, ignore_index=-1)
-
-
-def class_weights(labels: list[int], power: float) -> Tensor:
-    """(7,) weights, (1 / frequency) ** power, mean 1 over the classes."""
-    counts = torch.bincount(torch.tensor(labels), minlength=len(EMOTIONS)).float().clamp(min=1)
-    weights = (counts.sum() / counts) ** power
-    return weights / weights.mean()
 
 
 def train_text(data: Path, folder: Path, recipe: TextRecipe, seed: int) -> Path:
