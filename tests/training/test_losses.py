@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_rows_without_a_label_take_no_part() -> None:
     prediction = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
     loss = masked_l1(prediction, torch.tensor([2.0, NAN, -0.5]))
     assert loss.item() == pytest.approx((1.0 + 1.0) / 2)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert prediction.grad is not None and prediction.grad.tolist() == [-0.5, 0.0, 0.5]
     logits = torch.zeros(3, 7)
     logits[0, 2] = 1.0
@@ -77,7 +78,7 @@ def test_without_labels_the_loss_is_zero_and_still_differentiable() -> None:
     prediction, logits = torch.ones(2, requires_grad=True), torch.ones(2, 7, requires_grad=True)
     loss = masked_l1(prediction, torch.full((2,), NAN)) + masked_cross_entropy(logits, torch.full((2,), -1))
     assert loss.item() == 0
-    loss.backward()
+    torch.autograd.backward(loss)
     assert prediction.grad is not None and not prediction.grad.any()
 
 
@@ -138,10 +139,7 @@ def test_across_takes_pairs_of_present_modalities_only() -> None:
     # text with vision share one row, audio with vision one: too few.
     want = nce_loop(views["text"][1:4], views["audio"][1:4], 0.3)
     assert across_loss(views, present, 0.3).item() == pytest.approx(want, abs=1e-5)  # type: ignore[arg-type]
-    want = sum(
-        nce_loop(views[a], views[b], 0.3)
-        for a, b in (("text", "audio"), ("text", "vision"), ("audio", "vision"))
-    )
+    want = sum(nce_loop(one, other, 0.3) for one, other in combinations(views.values(), 2))
     assert across_loss(views, dict.fromkeys(MODALITIES, ALL), 0.3).item() == pytest.approx(want / 3, abs=1e-5)
 
 
@@ -168,7 +166,7 @@ def test_absent_views_may_hold_anything() -> None:
     fused = Fused(torch.zeros(6), torch.zeros(6, 7), views)
     parts = total_loss(fused, batch, LossConfig())
     assert parts["loss"].isfinite()
-    parts["loss"].backward()
+    torch.autograd.backward(parts["loss"])
     assert views["audio"].grad is not None
     assert views["audio"].grad.isfinite().all() and not views["audio"].grad[2].any()
     assert views["audio"].grad[0].any()
@@ -201,11 +199,11 @@ def test_gradients_pull_partners_together() -> None:
     views = make_views()
     first, second = views["text"].requires_grad_(), views["audio"]
     before = info_nce(first, second)
-    before.backward()
+    torch.autograd.backward(before)
     assert first.grad is not None
     assert info_nce(first - 0.1 * first.grad, second) < before
     still = torch.zeros(4, 5, requires_grad=True)
-    info_nce(still, views["audio"][:4]).backward()
+    torch.autograd.backward(info_nce(still, views["audio"][:4]))
     assert still.grad is not None and still.grad.isfinite().all(), "a view of zeros has no direction"
 
 

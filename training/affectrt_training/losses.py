@@ -163,7 +163,7 @@ def within_loss(
         for classes in labels:
             known = present[modality] & (classes >= 0)
             chosen = classes[known]
-            if len(chosen.unique()) < len(chosen):
+            if len(set(chosen.tolist())) < len(chosen):
                 parts.append(supervised_contrast(view[known], chosen, temperature))
     return _mean(parts, views)
 
