@@ -1,0 +1,1 @@
+"""Training of any fusion model on any data set: Lightning's loops, our data, our checkpoints."""
