@@ -15,6 +15,9 @@ from affectrt_training.encoders.text import pad_ids
 FILLER = -1
 """Stands in a batch where a process has one example less than the others; nothing is learnt from it."""
 
+POOL = 50
+"""Batches among which examples of like length find each other."""
+
 
 class Examples(Dataset[dict[str, Tensor]]):
     """Batches by lists of indexes.
@@ -34,6 +37,11 @@ class Examples(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def token_counts(self) -> list[int] | None:
+        """Tokens of every example, where token ids are given."""
+        return None if self.ids is None else [len(row) for row in self.ids]
+
     def __getitem__(self, indexes: Sequence[int]) -> dict[str, Tensor]:
         filler = Example("", {})
         batch = collate([filler if i == FILLER else self.examples[i] for i in indexes], self.dims)
@@ -48,7 +56,8 @@ class Examples(Dataset[dict[str, Tensor]]):
 class Batches(Sampler[list[int]]):
     """Indexes of one process's share of each batch; all processes take the same number of steps.
 
-    The order of an epoch depends on seed and epoch alone, not on how many processes share it.
+    The order of an epoch depends on seed and epoch alone, not on how many processes share it. Given
+    ``lengths``, examples of like length come together, so that little of a batch is padding.
     """
 
     def __init__(
@@ -60,7 +69,9 @@ class Batches(Sampler[list[int]]):
         first_epoch: int = 0,
         rank: int = 0,
         world: int = 1,
+        lengths: Sequence[int] | None = None,
     ) -> None:
+        self.lengths = lengths
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.first_epoch = self.epoch = first_epoch
         self.rank, self.world = rank, world
@@ -77,10 +88,21 @@ class Batches(Sampler[list[int]]):
         if self.seed is not None:
             generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
             order = torch.randperm(self.count, generator=generator).tolist()
+            if self.lengths is not None:
+                order = self._alike(order, self.lengths, generator)
         for start in range(0, self.count, self.batch_size):
             batch = order[start : start + self.batch_size]
             batch += [FILLER] * (-len(batch) % self.world)
             yield batch[self.rank :: self.world]
+
+    def _alike(self, order: list[int], lengths: Sequence[int], generator: torch.Generator) -> list[int]:
+        """Sorted by length within pools, the batches shuffled but for a short last one."""
+        size, pool = self.batch_size, self.batch_size * POOL
+        pools = [sorted(order[i : i + pool], key=lengths.__getitem__) for i in range(0, len(order), pool)]
+        flat = [index for part in pools for index in part]
+        whole = len(flat) // size
+        shuffled = torch.randperm(whole, generator=generator).tolist()
+        return [i for k in shuffled for i in flat[k * size : (k + 1) * size]] + flat[whole * size :]
 
 
 def mixed(seed: int, epoch: int, rank: int = 0) -> int:

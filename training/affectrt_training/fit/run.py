@@ -46,13 +46,15 @@ def fit_run(
     resume: bool = False,
     progress: bool = True,
     cache: Path | None = None,
+    start: Fitted | None = None,
 ) -> Fitted:
     """Train on a split, choose the best epoch on another, and return the model with its weights.
 
     With a ``folder``, weights, metrics and settings are kept there, and after every epoch the state, from
     which ``resume`` goes on; without ``resume`` what lies there is replaced. Resumed on the same machine, a
     run ends with the very weights that it would have had uninterrupted. ``cache``: where a frozen text
-    encoder keeps its rows.
+    encoder keeps its rows. ``start``: a run of the same model and encoder, with whose weights
+    this one begins.
 
     Raises ``data.no_split``, ``data.empty_split``, ``data.label``, ``data.shape``, ``data.values``,
     ``data.no_words``, ``model.unknown``, ``config.unknown_key``, ``config.value``, ``checkpoint.corrupt``,
@@ -80,6 +82,8 @@ def fit_run(
         # Of its own seed, so that a model's first weights don't depend on whether an encoder was made before.
         seed_all(training.seed, 0)
         network = Network(create(config.system, reader.dims, config.model), encoder)
+        if start is not None:
+            _begin_with(network, start)
         data = {
             "name": dataset.name,
             "splits": {train: len(train_set), valid: len(valid_set)},
@@ -138,6 +142,17 @@ def selected_metric(training: TrainingConfig, dataset: Dataset, valid: str) -> s
 def is_main() -> bool:
     """Whether this is the one process of a distributed training that writes and tells."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _begin_with(network: Network, start: Fitted) -> None:
+    try:
+        network.put_back(Network(start.model, start.encoder).learnt())
+    except RuntimeError as error:
+        raise AffectError(
+            "checkpoint.mismatch",
+            f"the run to start from ({start.config.system}) is of another model: {error}; start from one "
+            f"with the same system, settings and feature widths",
+        ) from error
 
 
 def _put_back(network: Network, weights: Any, folder: Path) -> None:

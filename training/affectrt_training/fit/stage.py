@@ -65,7 +65,13 @@ class Stage(lightning.LightningModule):
         share = {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
         count = len(self.train_examples)
         batches = Batches(
-            count, training.batch_size, seed=training.seed, first_epoch=self.first_epoch, **share
+            count,
+            training.batch_size,
+            seed=training.seed,
+            first_epoch=self.first_epoch,
+            # An encoder in the graph is what costs, and it costs as much as the longest text.
+            lengths=self.train_examples.token_counts,
+            **share,
         )
         return loader(self.train_examples, batches)
 

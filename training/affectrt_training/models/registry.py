@@ -23,8 +23,8 @@ class System:
     """What users type."""
     target: str
     """``module:class`` below ``affectrt_training.models``; loaded on use: listing is light."""
-    kind: Literal["paper", "peer"]
-    """Of one of the five papers, or a peer that they compare themselves with."""
+    kind: Literal["paper", "peer", "baseline"]
+    """Of one of the five papers, a peer that they compare themselves with, or what both have to beat."""
     source: str
     """The paper."""
     summary: str
@@ -68,6 +68,7 @@ _ALL = [
     System("lmf", "lmf:Lmf", "peer", "arXiv:1806.00064", "the outer product in low-rank factors"),
     System("mfn", "mfn:Mfn", "peer", "arXiv:1802.00927", "LSTMs side by side with a shared gated memory"),
     System("mult", "mult:MulT", "peer", "arXiv:1906.00295", "six directed cross-modal transformers"),
+    System("text-mean", "text_mean:TextMean", "baseline", "arXiv:1908.10084", "mean of the text rows"),
 ]  # fmt: skip
 
 SYSTEMS: Mapping[str, System] = {system.name: system for system in _ALL}
