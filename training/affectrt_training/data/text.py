@@ -76,8 +76,8 @@ def sst_phrases(root: Path) -> list[Sentence]:
     """Every phrase that the treebank's raters saw, from single words to whole sentences (train split).
 
     ``text/sst_train_trees.txt`` has one tree a line, ``(3 (2 Very) (3 good))``; each node is a phrase
-    with its class. They come as :func:`spoken` has them, each text once, with the mean of its ratings scaled to
-    [-3, 3]. Raises ``data.not_found`` and ``data.unreadable``.
+    with its class. They come as :func:`spoken` has them, each text once, with the mean of its ratings
+    scaled to [-3, 3]. Raises ``data.not_found`` and ``data.unreadable``.
     """
     path = root / "text/sst_train_trees.txt"
     if not path.is_file():

@@ -62,16 +62,15 @@ class Stage(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Shuffled, by seed and epoch."""
         training = self.run_config.training
-        share = {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
-        count = len(self.train_examples)
         batches = Batches(
-            count,
+            len(self.train_examples),
             training.batch_size,
             seed=training.seed,
             first_epoch=self.first_epoch,
             # An encoder in the graph is what costs, and it costs as much as the longest text.
             lengths=self.train_examples.token_counts,
-            **share,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
         )
         return loader(self.train_examples, batches)
 

@@ -1,4 +1,4 @@
-"""MiniLM learns what phrases feel like, then how CMU-MOSI rates utterances, several times over; the average stays.
+"""MiniLM learns what phrases feel like, then how CMU-MOSI rates utterances, several times over.
 
 1. **read**: an adapter on MiniLM learns the treebank's phrase labels, from single words to whole
    sentences, written as transcripts are, and MELD's emotions. Most of what MOSI asks is learnt here.
@@ -73,7 +73,7 @@ def train_mosi_text(
     recipe = recipe or MosiTextRecipe()
     mosi = Dataset(
         "CMU-MOSI",
-        {split: _examples(corpora.mosi(data, split)) for split in ("train", "valid")},  # type: ignore[arg-type]
+        {split: _examples(corpora.mosi(data, split)) for split in ("train", "valid")},
         {},
     )
     reading = Dataset(
