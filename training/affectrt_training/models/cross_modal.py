@@ -46,13 +46,13 @@ class Block(nn.Module):
     ``stream`` is what runs through the layers; ``trace`` collects what the sublayers add, for ResiDual.
     """
 
-    def __init__(self, dim: int, heads: int, norm: Norm, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, norm: Norm, dropout: float, relu_dropout: float) -> None:
         super().__init__()
         self.norm = norm
         self.attention = AttentionProjections(dim, heads)
         self.attention_norm, self.forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.inner, self.outer = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.relu_dropout = nn.Dropout(dropout), nn.Dropout(relu_dropout)
 
     def ask(self, stream: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Stream (B, 1 + Tα, d) and memory (B, 1 + Tβ, d), None: the stream itself → q, k and v by head."""
@@ -66,7 +66,7 @@ class Block(nn.Module):
         change = self.dropout(self.attention.join(attended))
         stream, trace = self._add(change, stream, trace, self.attention_norm)
         read = self.forward_norm(stream) if self.norm == "pre" else stream
-        change = self.dropout(self.outer(self.dropout(torch.relu(self.inner(read)))))
+        change = self.dropout(self.outer(self.relu_dropout(torch.relu(self.inner(read)))))
         return self._add(change, stream, trace, self.forward_norm)
 
     def _add(self, change: Tensor, stream: Tensor, trace: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -78,12 +78,9 @@ class Block(nn.Module):
 class Layer(nn.Module):
     """One layer of all transformers: a block each, and one call of the attention operator for all."""
 
-    def __init__(
-        self, pairs: Sequence[tuple[int, int]], dim: int, heads: int, norm: Norm, dropout: float
-    ) -> None:
+    def __init__(self, pairs: Sequence[tuple[int, int]], blocks: Sequence[Block]) -> None:
         super().__init__()
-        self.pairs = list(pairs)
-        self.blocks = nn.ModuleList(Block(dim, heads, norm, dropout) for _ in pairs)
+        self.pairs, self.blocks = list(pairs), nn.ModuleList(blocks)
         self.attention = PairwiseAttention()
 
     def forward(
@@ -106,7 +103,9 @@ class Transformers(nn.Module):
     """One transformer for each pair of modalities, all in step.
 
     Where a modality looks at another, every layer reads the other's rows as they came in (MulT, eq. 4, and
-    MulG's "low-level features"); where it looks at itself, every layer reads the layer before.
+    MulG's "low-level features"); where it looks at itself, every layer reads the layer before. ``dropout``
+    acts on what the sublayers add, ``relu_dropout`` between the two linear layers; there is none on attention
+    weights, which the operator keeps to itself.
 
     With f a sublayer, attention or the two linear layers, and m the memory, a layer computes
 
@@ -126,10 +125,14 @@ class Transformers(nn.Module):
         layers: int,
         norm: Norm,
         dropout: float,
+        relu_dropout: float,
     ) -> None:
         super().__init__()
         self.pairs, self.norm = list(pairs), norm
-        self.layers = nn.ModuleList(Layer(pairs, dim, heads, norm, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            Layer(pairs, [Block(dim, heads, norm, dropout, relu_dropout) for _ in pairs])
+            for _ in range(layers)
+        )
         self.last_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in pairs if norm != "post")
 
     def forward(self, rows: Sequence[Tensor], lengths: Tensor) -> list[Tensor]:

@@ -51,7 +51,9 @@ class MulGConfig(FusionConfig):
     text_dropout: float = 0.2
     """On text rows, while training (table 1: textual embedding)."""
     block_dropout: float = 0.1
-    """Within the transformers, while training (table 1: cross-modal attention block)."""
+    """On what the transformers' sublayers add, while training (table 1: cross-modal attention block)."""
+    relu_dropout: float = 0.1
+    """Between the two linear layers of each transformer's layer, while training (table 7)."""
     output_dropout: float = 0.1
     """On the GRUs' last states and within the last layers, while training (table 1)."""
 
@@ -104,6 +106,7 @@ class MulG(FusionModel):
                 layers=config.layers,
                 norm=config.norm,
                 dropout=config.block_dropout,
+                relu_dropout=config.relu_dropout,
             )
         width = 2 * d if config.attention == "cross" else d
         self.recurrences = nn.ModuleList(
