@@ -77,8 +77,10 @@ class Stage(lightning.LightningModule):
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """In order."""
         world = self.trainer.world_size
-        share = {"rank": self.trainer.global_rank, "world": world}
-        return loader(self.valid_examples, Batches(len(self.valid_examples), VALID_BATCH * world, **share))
+        batches = Batches(
+            len(self.valid_examples), VALID_BATCH * world, rank=self.trainer.global_rank, world=world
+        )
+        return loader(self.valid_examples, batches)
 
     def on_train_epoch_start(self) -> None:
         self.losses.clear()
