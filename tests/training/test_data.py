@@ -11,7 +11,7 @@ from affectrt.affect import EMOTIONS
 from affectrt.errors import AffectError
 from affectrt_training.data.clips import acted_clips
 from affectrt_training.data.faces import ferplus
-from affectrt_training.data.text import meld, mosi, sst5, undo_treebank
+from affectrt_training.data.text import meld, mosi, spoken, sst5, sst_phrases, undo_treebank
 from affectrt_training.data.voice import acted_speech
 from affectrt_training.labels import emotion_index
 
@@ -42,6 +42,40 @@ def test_sentences(tmp_path: Path) -> None:
 
 def test_treebank_tokens_become_plain_english() -> None:
     assert undo_treebank("does n't , really -LRB- so -RRB- .") == "doesn't, really (so)."
+
+
+def test_every_phrase_of_a_tree_comes_once_with_its_mean_rating(tmp_path: Path) -> None:
+    _write(
+        tmp_path / "text/sst_train_trees.txt",
+        "(4 (3 Good) (2 (2 ,) (4 (3 good) (2 film))))\n(1 (2 It) (1 (1 does) (0 n't)))\n",
+    )
+    found = {s.text: s.sentiment for s in sst_phrases(tmp_path)}
+    # "Good" and "good" are one phrase; a comma alone is none, and ", good film" is as without it.
+    assert found == {
+        "good": 1.5,
+        "good film": pytest.approx((3.0 + 0.0) / 2),
+        "film": 0.0,
+        "good good film": 3.0,
+        "it": 0.0,
+        "does": -1.5,
+        "n't": -3.0,
+        "doesn't": -1.5,
+        "it doesn't": -1.5,
+    }
+
+
+def test_unbalanced_trees_are_named(tmp_path: Path) -> None:
+    for broken in ("(3 (2 a)", "(3 a))"):
+        _write(tmp_path / "text/sst_train_trees.txt", f"(2 fine)\n{broken}\n")
+        with pytest.raises(AffectError, match="line 2") as caught:
+            sst_phrases(tmp_path)
+        assert caught.value.code == "data.unreadable"
+    with pytest.raises(AffectError, match="sst_train_trees"):
+        sst_phrases(tmp_path / "elsewhere")
+
+
+def test_spoken_english_has_no_punctuation() -> None:
+    assert spoken("\"It's\" -- well , GREAT 100% 'n' don't!") == "it's well great 100 n don't"
 
 
 def test_speech_is_split_by_speaker_and_boredom_left_out(tmp_path: Path) -> None:
