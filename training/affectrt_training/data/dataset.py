@@ -48,6 +48,10 @@ class Dataset:
     """The source's own range of the sentiment label, which was mapped linearly to [-3, 3]."""
     notes: Sequence[str] = field(default_factory=tuple)
     """What the reader changed or noticed: values cleared, rows cut."""
+    format: str = ""
+    """What kind of source it was read from, for people."""
+    cleared: Mapping[Modality, int] = field(default_factory=dict)
+    """Feature values that were NaN or infinite and became 0."""
 
     def split(self, name: str) -> Sequence[Example]:
         """Raises ``data.no_split`` naming those there are."""
@@ -55,7 +59,7 @@ class Dataset:
             raise AffectError(
                 "data.no_split",
                 f"{self.name}: expected a split '{name}', got {', '.join(self.splits)}; "
-                f"make one with --folds or --split",
+                f"make one with --valid-share or --folds",
             )
         return self.splits[name]
 
