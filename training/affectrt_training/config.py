@@ -2,16 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from affectrt.errors import AffectError
+from affectrt.errors import AffectError, require
 
 T = TypeVar("T")
+
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+"""Numbers like 1e-3, which YAML 1.1 takes for words because there is no dot in them."""
+
+
+def read_settings(path: Path | None, changes: Sequence[str]) -> dict[str, object]:
+    """The settings of a YAML file with ``key.inner=value`` changes on top, for :func:`build`.
+
+    Values of changes are YAML, too: numbers, true, null, [lists]. Raises ``config.not_found``,
+    ``config.unreadable`` and ``config.change``.
+    """
+    settings: dict[str, object] = {} if path is None else _read_yaml(path)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise AffectError(
+                "config.change", f"--set: expected KEY=VALUE such as training.lr=1e-3, got '{change}'"
+            )
+        inner: dict[str, object] = settings
+        for depth, part in enumerate(parts[:-1], start=1):
+            found = inner.setdefault(part, {})
+            if not isinstance(found, dict):
+                raise AffectError(
+                    "config.change",
+                    f"--set {change}: {'.'.join(parts[:depth])} is {found!r}, which has no keys below it",
+                )
+            inner = found
+        inner[parts[-1]] = _parse_yaml(text, f"--set {change}")
+    return settings
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise AffectError("config.not_found", f"{path}: no such settings file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AffectError("config.unreadable", f"{path}: expected YAML in UTF-8: {error}") from error
+    found = _parse_yaml(text, str(path))
+    if found is None:  # an empty file, or comments alone
+        return {}
+    if not isinstance(found, dict):
+        raise AffectError(
+            "config.unreadable", f"{path}: expected settings as 'key: value', got a {type(found).__name__}"
+        )
+    return found
+
+
+def _parse_yaml(text: str, where: str) -> object:
+    yaml = require("yaml", "train")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        """Plain values only; knows 1e-3 for a number."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise AffectError("config.unreadable", f"{where}: expected YAML: {error}") from error
 
 
 def build(kind: type[T], values: Mapping[str, object], *, where: str) -> T:
@@ -48,6 +109,10 @@ def _value(hint: Any, value: object, where: str) -> object:
             _refuse(where, "a mapping", value)
         return build(hint, value, where=where)
     origin, options = get_origin(hint), get_args(hint)
+    if origin is Mapping:  # settings of something that is known later only
+        if not isinstance(value, Mapping):
+            _refuse(where, "a mapping", value)
+        return dict(value)
     if origin is Literal:
         if value not in options:
             _refuse(where, "one of " + ", ".join(map(str, options)), value)

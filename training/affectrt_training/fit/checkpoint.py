@@ -103,8 +103,8 @@ def is_finished(folder: Path) -> bool:
 def load_run(folder: Path) -> Fitted:
     """A finished run.
 
-    Raises ``checkpoint.not_found``, ``checkpoint.unfinished``, ``checkpoint.corrupt``, ``checkpoint.mismatch``
-    and ``checkpoint.schema``.
+    Raises ``checkpoint.not_found``, ``checkpoint.unfinished``, ``checkpoint.corrupt``,
+    ``checkpoint.mismatch`` and ``checkpoint.schema``.
     """
     described = read_json(folder / CONFIG)
     if described.get("schema") != SCHEMA:
