@@ -149,9 +149,9 @@ class Stage(lightning.LightningModule):
         if self.network.encoder is not None:
             tuned = [p for p in self.network.encoder.parameters() if p.requires_grad]
             groups.append({"params": tuned, "lr": training.encoder_lr})
-        # Fused is several times faster on these many small tensors; it can't clip under a loss scale.
+        # Fused is several times faster on these many small tensors; Lightning can't clip it in mixed precision.
         optimizer = torch.optim.AdamW(
-            groups, weight_decay=training.weight_decay, fused=training.precision != "16-mixed"
+            groups, weight_decay=training.weight_decay, fused=training.precision == "32-true"
         )
         steps = training.epochs * -(-len(self.train_examples) // training.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(
