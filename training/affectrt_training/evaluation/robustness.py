@@ -79,14 +79,14 @@ def add_noise(
 def conditions(
     examples: Sequence[Example], spreads: Mapping[Modality, npt.NDArray[np.float32]], seed: int = 0
 ) -> dict[str, list[Example]]:
-    """All made-worse copies of ``examples`` by name, for the modalities in ``spreads``.
+    """All made-worse copies of ``examples`` by name.
 
-    Names: ``missing/audio/0.3``, ``noise/audio/0.5``, ``only/text+vision``. What leaves the examples
-    as they are is left out.
+    Names: ``missing/audio/0.3``, ``noise/audio/0.5``, ``only/text+vision``. What would leave the examples as
+    they are is left out, and so is noise on modalities without ``spreads``: words that a tuned encoder reads.
     """
-    there = [m for m in MODALITIES if m in spreads]
+    there = [m for m in MODALITIES if any(m in e.rows or (m == "text" and e.words) for e in examples)]
     found = {f"missing/{m}/{rate}": lose(examples, m, rate, seed) for m in there for rate in RATES[1:]}
-    for m in there:
+    for m in spreads:
         for scale in NOISE[1:]:
             found[f"noise/{m}/{scale}"] = add_noise(examples, m, scale, spreads, seed)
     for key in SUBSETS:

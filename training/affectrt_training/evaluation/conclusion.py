@@ -1,0 +1,139 @@
+"""What the fits of a comparison say: every table and curve of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from affectrt.affect import MODALITIES
+from affectrt_training.data.dataset import Dataset
+from affectrt_training.encoders.text import TextSettings
+from affectrt_training.evaluation.contrasts import (
+    Contrast,
+    Curve,
+    Retrained,
+    Subset,
+    contrasts,
+    curves,
+    retrained,
+    subsets,
+)
+from affectrt_training.evaluation.fits import Fitted
+from affectrt_training.evaluation.measures import EMOTION, MEASURES, SENTIMENT, Measure
+from affectrt_training.evaluation.plan import Entry, Part
+from affectrt_training.evaluation.summary import (
+    BASELINE,
+    Answers,
+    Row,
+    Truth,
+    baseline,
+    confusions_of,
+    pool,
+    scores_of,
+    truth_of,
+)
+from affectrt_training.models.registry import find_system
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report says; JSON-ready by ``dataclasses.asdict``."""
+
+    about: Mapping[str, Any]
+    """Data, protocol, versions, date."""
+    primary: str
+    """The measure that chose the reference, and that training selected by."""
+    reference: str
+    """The best peer, which every row is held against; the best other row where there is no peer."""
+    rows: Sequence[Row]
+    """The trivial baseline last, variants before it."""
+    against_reference: Sequence[Contrast]
+    """Every paper and peer, in every measure."""
+    against_baseline: Sequence[Contrast]
+    """Every paper and peer against no skill, in the primary measure."""
+    against_base: Sequence[Contrast]
+    """Every variant against the row it varies, in the primary measure."""
+    curves: Sequence[Curve] = field(default_factory=tuple)
+    subsets: Sequence[Subset] = field(default_factory=tuple)
+    retrained: Sequence[Retrained] = field(default_factory=tuple)
+
+
+def conclude(
+    entries: Sequence[Entry],
+    parts: Sequence[Part],
+    by_entry: Mapping[str, Sequence[Sequence[Fitted]]],
+    datasets: Mapping[TextSettings, Dataset],
+    about: Mapping[str, Any],
+) -> Comparison:
+    """The comparison from its fits, ``by_entry[label][seed][part]``."""
+    truth = truth_of(example for part in parts for example in part.held)
+    answers = {entry.label: pool(parts, by_entry[entry.label]) for entry in entries}
+    answers[BASELINE] = baseline(parts)
+    rows = [
+        _row(entry, answers[entry.label], truth, by_entry[entry.label], datasets[entry.config.text])
+        for entry in entries
+    ]
+    rows.append(
+        Row(
+            BASELINE, "baseline", "", "no model", MODALITIES,
+            scores_of(answers[BASELINE], truth), confusions_of(answers[BASELINE], truth),
+        )
+    )  # fmt: skip
+    measures = [m for m in (*SENTIMENT, *EMOTION) if truth.known(m.kind).any()]
+    primary = MEASURES["mae" if truth.known("sentiment").any() else "weighted_f1"]
+    main = [row.label for row in rows if row.kind in ("paper", "peer")]
+    reference = _best([row for row in rows if row.label in main], primary)
+
+    def against(labels: Sequence[str], other: str, measure: Measure) -> list[Contrast]:
+        return contrasts(labels, other, measure, answers, truth, parts)
+
+    bases = dict.fromkeys(entry.base for entry in entries if entry.base in answers)
+    stressed = [entry.label for entry in entries if entry.stressed]
+    return Comparison(
+        about=about,
+        primary=primary.name,
+        reference=reference,
+        rows=rows,
+        against_reference=[c for m in measures for c in against(main, reference, m)],
+        against_baseline=against(main, BASELINE, primary),
+        against_base=[
+            contrast
+            for base in bases
+            for contrast in against([e.label for e in entries if e.base == base], base, primary)
+        ],
+        curves=[c for label in stressed for c in curves(label, primary, answers[label], truth)],
+        subsets=[s for label in stressed for s in subsets(label, primary, answers[label], truth)],
+        retrained=[one for label in stressed for one in retrained(label, primary, answers, truth)],
+    )
+
+
+def _row(
+    entry: Entry, answers: Answers, truth: Truth, by_seed: Sequence[Sequence[Fitted]], dataset: Dataset
+) -> Row:
+    fits = [fit for seed in by_seed for fit in seed]
+    return Row(
+        label=entry.label,
+        kind=entry.kind,
+        base=entry.base,
+        source=find_system(entry.config.system).source,
+        modalities=[m for m in entry.modalities if m in dataset.dims],
+        scores=scores_of(answers, truth),
+        confusion=confusions_of(answers, truth),
+        train_s=float(np.mean([fit.train_s for fit in fits])),
+        best_epoch=float(np.mean([fit.best_epoch for fit in fits])),
+        settings=entry.config.to_dict(),
+    )
+
+
+def _best(rows: Sequence[Row], primary: Measure) -> str:
+    """The best peer in the primary measure; the best row where there is no peer."""
+    candidates = [row for row in rows if row.kind == "peer"] or list(rows)
+
+    def worth(row: Row) -> float:
+        mean = row.scores[primary.name].mean
+        return -np.inf if mean is None else primary.sign * mean
+
+    return max(candidates, key=worth).label
