@@ -86,6 +86,7 @@ class MulG(FusionModel):
     """
 
     Config = MulGConfig
+    config: MulGConfig
 
     def __init__(self, config: MulGConfig | None = None) -> None:
         super().__init__()
@@ -96,7 +97,6 @@ class MulG(FusionModel):
         )
         self.audio = Projection(config.audio_dim, d, kernel_steps=config.kernel_steps)
         self.vision = Projection(config.vision_dim, d, kernel_steps=config.kernel_steps)
-        self.positions = config.positions
         self.transformers = None
         if config.attention != "none":
             self.transformers = Transformers(
@@ -134,7 +134,7 @@ class MulG(FusionModel):
             self.vision(vision, vision_lengths),
         ]
         if self.transformers is not None:
-            if self.positions:
+            if self.config.positions:
                 rows = [with_positions(x) for x in rows]
             rows = by_target(self.transformers(rows, lengths), self.transformers.pairs)  # eq. 5–7
         read = zip(self.recurrences, rows, lengths + 1, strict=True)

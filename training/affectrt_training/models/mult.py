@@ -63,6 +63,7 @@ class MulT(FusionModel):
     """
 
     Config = MulTConfig
+    config: MulTConfig
 
     def __init__(self, config: MulTConfig | None = None) -> None:
         super().__init__()
