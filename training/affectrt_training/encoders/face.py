@@ -26,13 +26,45 @@ class FaceEncoderConfig:
     """Features per face."""
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of maps that may be of unlike heights.
+
+    Given ``valid`` (N, 1, H, 1), 1 or 0, the rows of x below a map must be zero: they take no part in
+    the statistics and stay zero.
+    """
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        if valid is None:
+            return super().forward(x)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            # Zeros scale both moments down by the share of valid places, no more.
+            share, count = valid.mean(), valid.sum() * x.shape[3]
+            all_variance, all_mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+            mean = all_mean / share
+            variance = ((all_variance + all_mean.square()) / share - mean.square()).clamp(min=0)
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        by_channel = (1, -1, 1, 1)
+        return torch.addcmul(shift.view(by_channel) * valid, x, scale.view(by_channel)).to(x.dtype)
+
+
 class Inception2d(nn.Module):
     """One 2D-Inception block (bert_inception §3.2.1, Figure 3): two scales of convolution and the input.
 
-    (N, C_in, H, W) → (N, C_out, H, W). Half the output channels come from 1×1 then d×d, a third from 2d×2d,
-    the rest from pooling over 1.5d and 1×1. The 2d branch has a 1×1 reduction in front, which the paper does
-    not draw: without it that one branch costs more than all others together. Where widths agree the block is
-    residual.
+    (N, C_in, H, W) → (N, C_out, H, W), C_out at least 48. Half the output channels come from 1×1 then d×d, a
+    third from 2d×2d, the rest from pooling over 1.5d and 1×1. The 2d branch has a 1×1 reduction in front,
+    which the paper does not draw: without it that one branch costs more than all others together. Where
+    widths agree the block is residual.
+
+    Maps of unlike heights can share a batch: ``valid`` (N, 1, H, 1) is 1 in the rows of a map and 0 below,
+    where x must be zero. Then each map gives what it gives alone, and zero below.
     """
 
     def __init__(self, in_channels: int, out_channels: int, d: int) -> None:
@@ -42,14 +74,14 @@ class Inception2d(nn.Module):
         near = out_channels - wide - pooled
         self.near = nn.Sequential(
             nn.Conv2d(in_channels, near, 1, bias=False),
-            nn.BatchNorm2d(near),
+            BatchNorm2d(near),
             nn.ReLU(),
             nn.Conv2d(near, near, d, padding=d // 2, bias=False),
         )
         squeezed = max(16, wide // 2)
         self.wide = nn.Sequential(
             nn.Conv2d(in_channels, squeezed, 1, bias=False),
-            nn.BatchNorm2d(squeezed),
+            BatchNorm2d(squeezed),
             nn.ReLU(),
             # An even kernel has no centre: the extra row and column go to the top left.
             nn.ZeroPad2d((d, d - 1, d, d - 1)),
@@ -60,12 +92,26 @@ class Inception2d(nn.Module):
             nn.AvgPool2d(window, stride=1, padding=window // 2, count_include_pad=False),
             nn.Conv2d(in_channels, pooled, 1, bias=False),
         )
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = BatchNorm2d(out_channels)
         self.residual = in_channels == out_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(torch.cat([self.near(x), self.wide(x), self.pooled(x)], dim=1))
-        return F.relu(x + y) if self.residual else F.relu(y)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        if valid is None:
+            y = self.norm(torch.cat([self.near(x), self.wide(x), self.pooled(x)], dim=1))
+            return F.relu(x + y) if self.residual else F.relu(y)
+        average, mix = self.pooled
+        # Both averages count the rows below; their quotient is the average over valid places.
+        share = average(valid.expand_as(x[:, :1])).clamp(min=1e-6)
+        parts = [_convolve(self.near, x, valid), _convolve(self.wide, x, valid), mix(average(x)) / share]
+        y = self.norm(torch.cat(parts, dim=1) * valid, valid)
+        return F.relu(x + y if self.residual else y)
+
+
+def _convolve(branch: nn.Sequential, x: Tensor, valid: Tensor) -> Tensor:
+    """A branch in which every convolution sees zeros below a map; the 1×1 has no bias and keeps them."""
+    for layer in branch:
+        x = layer(x, valid) if isinstance(layer, BatchNorm2d) else layer(x)
+    return x
 
 
 class SpatialSelfAttention(nn.Module):
