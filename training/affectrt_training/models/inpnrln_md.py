@@ -140,7 +140,7 @@ class InpnrlnMd(FusionModel):
         return Fused(self.sentiment(fused).squeeze(-1), self.emotion(fused), views or {})
 
     def read_text(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Rows (B, 1 + T, d) → c_t (B, d). The null slot takes part in the mean and stands for absent text."""
+        """Rows (B, 1 + T, d) → c_t (B, d). The null slot stands for absent text and is part of the mean."""
         if self.config.text_state == "mean":
             return masked_mean(rows, lengths + 1)
         return torch.where((lengths > 0).unsqueeze(1), rows[:, 1], rows[:, 0])
