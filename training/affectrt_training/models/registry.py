@@ -29,6 +29,8 @@ class System:
     """The paper."""
     summary: str
     """What makes it itself, in one line."""
+    stated: str = ""
+    """How many parameters the whole model has as a paper states it, and where; empty: none does."""
 
     def load(self) -> type[FusionModel]:
         """Its class."""
@@ -64,8 +66,14 @@ _ALL = [
     ),
     System("ef-lstm", "ef_lstm:EfLstm", "peer", "LSTM (1997)", "one LSTM, early fusion"),
     System("lf-lstm", "lf_lstm:LfLstm", "peer", "LSTM (1997)", "one LSTM a modality, late fusion"),
-    System("tfn", "tfn:Tfn", "peer", "arXiv:1707.07250", "outer product of the three modalities"),
-    System("lmf", "lmf:Lmf", "peer", "arXiv:1806.00064", "the outer product in low-rank factors"),
+    System(
+        "tfn", "tfn:Tfn", "peer", "arXiv:1707.07250", "outer product of the three modalities",
+        stated="12.5 M (LMF, §5.3)",
+    ),
+    System(
+        "lmf", "lmf:Lmf", "peer", "arXiv:1806.00064", "the outer product in low-rank factors",
+        stated="1.1 M (§5.3)",
+    ),
     System("mfn", "mfn:Mfn", "peer", "arXiv:1802.00927", "LSTMs side by side with a shared gated memory"),
     System("mult", "mult:MulT", "peer", "arXiv:1906.00295", "six directed cross-modal transformers"),
     System("text-mean", "text_mean:TextMean", "baseline", "arXiv:1908.10084", "mean of the text rows"),
