@@ -115,6 +115,18 @@ def test_every_parameter_learns_and_padding_touches_no_gradient() -> None:
         torch.testing.assert_close(nan, zero, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("beyond", [-5.0, 5.0])
+def test_an_answer_out_of_range_finds_back_while_training(beyond: float) -> None:
+    model = made().train()
+    with torch.no_grad():
+        model.sentiment.bias.fill_(beyond * 10)
+    clips = [[torch.randn(2, dim) for dim in DIMS]] * 3
+    sentiment, _ = model(*padded(clips, 0.0))
+    torch.testing.assert_close(sentiment, torch.full((3,), 3.0 if beyond > 0 else -3.0))
+    sentiment.abs().mean().backward()
+    assert model.sentiment.bias.grad.item() == pytest.approx(beyond / 5)
+
+
 def test_the_defaults_are_the_papers() -> None:
     model = create("mult", {"text": 300, "audio": 5, "vision": 20})
     assert isinstance(model, MulT)
