@@ -40,8 +40,8 @@ class CmMsfConfig(FusionConfig):
     """Shape of a CM-MSF fusion model.
 
     The paper's own sizes are ``model_dim=100, cascade=8, bilstm='every', transformer_layers=5,
-    transformer_heads=5``: seven million weights and more than a second a batch on one core. The defaults are
-    its structure at a size that some hundred clips can train.
+    transformer_heads=5``: thirteen million weights, and ten times the time a batch. The defaults are its
+    structure at a size that some hundred clips can train.
     """
 
     model_dim: int = 40
