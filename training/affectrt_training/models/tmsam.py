@@ -47,8 +47,8 @@ class TmsamConfig(FusionConfig):
     kernel_steps: int = 3
     """Steps seen by eq. 2; odd. The paper states none."""
     hidden_dim: int = 40
-    """State of a GRU in one direction, and width of one pair's cross-modal attention. The paper: 200 for both,
-    so that rows are 400 wide before and after that attention."""
+    """State of a GRU in one direction, and width of one pair's cross-modal attention. The paper: 200 for
+    both, so that rows are 400 wide before and after that attention."""
     cross_heads: int = 4
     """Heads of the cross-modal attention; divides hidden_dim. The paper: 4."""
     first_heads: int = 5
@@ -166,15 +166,15 @@ class Tmsam(FusionModel):
 
     * Eq. 2 is not padded in the paper, so that sequences get shorter; here they keep their length, as a clip
       may have a single row.
-    * Eq. 4 has no reset gate, though eq. 3 computes one, and a "+" between z_t and ĥ_t. Without the reset, W_r,
-      U_r and b_r would learn nothing; without the product, states could grow by 2 a step. What is computed
-      is the GRU that the text speaks of, with the reset before the product by W_h:
+    * Eq. 4 has no reset gate, though eq. 3 computes one, and a "+" between z_t and ĥ_t. Without the reset,
+      W_r, U_r and b_r would learn nothing; without the product, states could grow by 2 a step. What is
+      computed is the GRU that the text speaks of, with the reset before the product by W_h:
       ĥ_t = tanh(U_h x_t + W_h (r_t ∘ h_{t−1}) + b_h), h_t = z_t ∘ ĥ_t + (1 − z_t) ∘ h_{t−1}.
     * Table III fits together as follows: 200 in each direction give rows of 400 (eq. 5); each of a modality's
       two pairs attends at 200, side by side 400 again, the "first level attention dimension".
     * Its "second level attention dimension" 1200 takes ⊕ of eq. 8 for three rows side by side, which demands
-      sequences of one length. Ours have their own, so rows stand one behind the other and the width stays 400;
-      a row of one modality then still attends to all three, which is what the level is for.
+      sequences of one length. Ours have their own, so rows stand one behind the other and the width stays
+      400; a row of one modality then still attends to all three, which is what the level is for.
     * Its 6 heads for 400: see ``first_heads``.
     * Eq. 6 and 8 keep nothing of a row but its query. With text alone its words would pass only through
       the queries of two null slots; hence ``residual``.
@@ -182,8 +182,8 @@ class Tmsam(FusionModel):
       trees. It is left out.
     * From rows to a vector: their mean; the paper is silent. A branch is three fully connected layers, as the
       text says of sentiment, the last of them eq. 9.
-    * Its sentiment has 3 classes and its emotions 7. Sentiment here is a number in [-3, 3], as in all systems,
-      and so without the softmax of eq. 9; emotions are 7 logits.
+    * Its sentiment has 3 classes and its emotions 7. Sentiment here is a number in [-3, 3], as in all
+      systems, and so without the softmax of eq. 9; emotions are 7 logits.
     """
 
     Config = TmsamConfig
