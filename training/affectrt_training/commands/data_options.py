@@ -28,6 +28,12 @@ def add_data_options(
         "several files are put together, SPLIT=PATH puts one into a split",
     )
     add_label_options(parser)
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where features of raw clips are kept (default: the user's cache)",
+    )
     if not splitting:
         return
     ways = parser.add_mutually_exclusive_group()
@@ -44,7 +50,7 @@ def add_data_options(
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:
-    """``--label-range``, ``--label`` and ``--cache``."""
+    """``--label-range`` and ``--label``."""
     parser.add_argument(
         "--label-range",
         nargs=2,
@@ -54,12 +60,6 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label", metavar="NAME|INDEX", help="name or column of the sentiment label, where there are several"
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="where features of raw clips are kept (default: the user's cache)",
     )
 
 

@@ -76,8 +76,9 @@ def _chosen(rows: Sequence[Array] | Array, chosen: list[int]) -> Sequence[Array]
 
 def _load(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        # Opened here: numpy leaves a broken file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise AffectError(
             "data.unreadable",

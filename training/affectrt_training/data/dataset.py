@@ -64,18 +64,24 @@ class Dataset:
         return self.splits[name]
 
 
+def widths(dims: Mapping[Modality, int]) -> dict[Modality, int]:
+    """Features per row of all three modalities; 1 for one that never occurs, whose rows no model reads."""
+    return {modality: dims.get(modality, 1) for modality in MODALITIES}
+
+
 def collate(examples: Sequence[Example], dims: Mapping[Modality, int]) -> dict[str, Tensor]:
     """Pad to a fusion model's inputs; an absent modality is one padded row of length 0.
 
     Keys: each modality (B, T_m, D_m), ``…_lengths`` (B,) int64, ``sentiment`` (B,) with NaN
-    and ``emotion`` (B,) int64 with -1 where there is no such label.
+    and ``emotion`` (B,) int64 with -1 where there is no such label. A modality that ``dims`` doesn't name is
+    absent, as wide as :func:`widths` says.
     """
     batch: dict[str, Tensor] = {}
-    for modality in MODALITIES:
-        nothing = np.zeros((0, dims[modality]), np.float32)
+    for modality, dim in widths(dims).items():
+        nothing = np.zeros((0, dim), np.float32)
         rows = [torch.from_numpy(example.rows.get(modality, nothing)) for example in examples]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        batch[modality] = padded if padded.shape[1] else torch.zeros(len(rows), 1, dims[modality])
+        batch[modality] = padded if padded.shape[1] else torch.zeros(len(rows), 1, dim)
         batch[f"{modality}_lengths"] = torch.tensor([len(r) for r in rows])
     batch["sentiment"] = torch.tensor([np.nan if e.sentiment is None else e.sentiment for e in examples])
     batch["emotion"] = torch.tensor([-1 if e.emotion is None else e.emotion for e in examples])

@@ -7,12 +7,10 @@ to call are immutable types and callables without a namespace.
 
 from __future__ import annotations
 
-import io
 import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -88,9 +86,9 @@ ALLOWED: Mapping[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: io.BytesIO, path: Path) -> None:
+    def __init__(self, file: IO[bytes], path: Path) -> None:
         # Strings of Python 2 are bytes: Latin-1 keeps every one of them, which numpy needs.
-        super().__init__(data, encoding="latin1")
+        super().__init__(file, encoding="latin1")
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
@@ -110,12 +108,12 @@ def load_pickle(path: Path) -> object:
     short or damaged.
     """
     try:
-        return _Unpickler(io.BytesIO(path.read_bytes()), path).load()
-    except (
-        pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError,
-        ImportError, OverflowError, MemoryError, RecursionError, SystemError, struct.error,
-    ) as error:  # fmt: skip
+        with path.open("rb") as file:
+            return _Unpickler(file, path).load()
+    except AffectError:
+        raise
+    except Exception as error:  # a damaged program fails in any way it likes
         raise AffectError(
             "data.unreadable",
-            f"{path}: expected a whole pickle; reading it failed: {error or type(error)}; fetch it anew",
+            f"{path}: expected a whole pickle; reading it: {type(error).__name__}: {error}; fetch it anew",
         ) from error
