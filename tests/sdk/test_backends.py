@@ -108,6 +108,22 @@ def test_settings_that_make_no_sense(make_ghrnn: Callable[..., Path]) -> None:
     assert error.code == "bundle.manifest" and "config.causal: expected bool, got 'yes'" in error.message
 
 
+@pytest.mark.parametrize(
+    "ablation", [{"pairs": ["at"]}, {"attention": False}, {"joint": False}, {"cell": "lstm"}, {"cell": None}]
+)
+def test_ablations_are_left_to_the_graph(make_ghrnn: Callable[..., Path], ablation: dict[str, Any]) -> None:
+    bundle = Bundle.open(make_ghrnn(**ablation))
+    assert choose_backend(bundle.manifest, None) == "onnxruntime"
+    for refused in (lambda: choose_backend(bundle.manifest, "native"), lambda: NativeFusion(bundle)):
+        error = error_of(refused)
+        assert error.code == "backend.unsupported" and next(iter(ablation)) in error.message
+
+
+def test_the_papers_own_structure_is_native_when_spelled_out(make_ghrnn: Callable[..., Path]) -> None:
+    bundle = Bundle.open(make_ghrnn(pairs=["vt", "at"], attention=True, joint=True, cell="ghrnn"))
+    assert choose_backend(bundle.manifest, None) == "native"
+
+
 # --- Windows ---------------------------------------------------------------------------------------
 
 

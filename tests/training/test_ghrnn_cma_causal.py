@@ -183,3 +183,11 @@ def test_a_config_of_the_other_model_is_refused() -> None:
         GhrnnCma(SMALL)
     with pytest.raises(ValueError, match=r"config\.causal: expected True, got False; that is GhrnnCma"):
         CausalGhrnnCma(replace(SMALL, causal=False))
+
+
+@pytest.mark.parametrize(
+    "ablated", [replace(SMALL, pairs=("av",)), replace(SMALL, joint=False), replace(SMALL, cell="gru")]
+)
+def test_ablations_are_for_whole_clips(ablated: GhrnnCmaConfig) -> None:
+    with pytest.raises(ValueError, match="ablations are for GhrnnCma"):
+        CausalGhrnnCma(ablated)

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 FAMILY = "ghrnn-cma"
 """The one family that the kernels know."""
 
+STRUCTURE: Mapping[str, tuple[object, ...]] = {
+    "pairs": (["at", "vt"], ["vt", "at"]),
+    "attention": (True,),
+    "joint": (True,),
+    "cell": ("ghrnn",),
+}
+"""Settings that change what is computed, with the values that the kernels know; the first where absent."""
+
 NO_WORD = "no_word"
 """A weight of causal models, (text.dim,): the text row of a tick in which no word ended."""
 
@@ -48,7 +56,7 @@ def check_native(manifest: Manifest) -> None:
     ``backend.unsupported`` for other models, ``backend.missing`` without the extension, ``bundle.manifest``
     for settings that make no sense.
     """
-    _check_family(manifest)
+    _check_model(manifest)
     if is_causal(manifest):
         _unsupported(manifest, "runs causal models tick by tick, not over windows")
     extension()
@@ -68,11 +76,11 @@ class NativeFusion:
     def __init__(self, bundle: Bundle) -> None:
         """Read and pack the weights.
 
-        Raises ``bundle.weights`` when they aren't such a model's, ``backend.unsupported`` for other families,
+        Raises ``bundle.weights`` when they aren't such a model's, ``backend.unsupported`` for other models,
         ``backend.missing`` and ``bundle.manifest``.
         """
         manifest = bundle.manifest
-        _check_family(manifest)
+        _check_model(manifest)
         self._manifest = manifest
         self._causal = is_causal(manifest)
         where = f"bundle {manifest.name}: {manifest.fusion.weights}"
@@ -180,9 +188,14 @@ class IncrementalFusion:
         return sentiment, logits
 
 
-def _check_family(manifest: Manifest) -> None:
+def _check_model(manifest: Manifest) -> None:
     if manifest.family != FAMILY:
         _unsupported(manifest, f"knows the family '{FAMILY}' only, not '{manifest.family}'")
+    for name, known in STRUCTURE.items():
+        value = manifest.config.get(name, known[0])
+        value = list(value) if isinstance(value, tuple) else value
+        if value not in known:
+            _unsupported(manifest, f"knows {name} = {known[0]!r} only, not {value!r}")
 
 
 def _setting(manifest: Manifest, name: str, kind: type, *, default: object = None) -> Any:

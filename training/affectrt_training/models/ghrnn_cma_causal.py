@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from affectrt_kernels.ops import gated_rnn
 from affectrt_kernels.reference import key_windows
+from affectrt_training.models.fusion import stack_lengths
 from affectrt_training.models.ghrnn_cma import Fusion, GhrnnCmaConfig
 
 
@@ -26,6 +27,11 @@ class CausalGhrnnCma(Fusion):
     def __init__(self, config: GhrnnCmaConfig) -> None:
         if not config.causal:
             raise ValueError("CausalGhrnnCma: config.causal: expected True, got False; that is GhrnnCma")
+        if config.ablated:
+            raise ValueError(
+                "CausalGhrnnCma: pairs, attention, joint and cell: expected the defaults; ablations are for "
+                "GhrnnCma"
+            )
         super().__init__(config)
         self.no_word = nn.Parameter(torch.randn(config.text_dim) * 0.02)
 
@@ -64,12 +70,9 @@ class CausalGhrnnCma(Fusion):
         text = torch.where(spoken[..., None], text, self.no_word)
         frames = ((audio_times, audio_lengths), (vision_times, vision_lengths))
         windows = [key_windows(tick_times, *of, self.config.window_s) for of in frames]
-        pairs = self.attend(
-            self.text(text, lengths),
-            self.audio(audio, audio_lengths),
-            self.vision(vision, vision_lengths),
-            torch.stack([lengths, audio_lengths, vision_lengths]),
-            windows,
+        given = [(text, lengths), (audio, audio_lengths), (vision, vision_lengths)]
+        [pairs] = self.attend(
+            self.project(given), stack_lengths(lengths, audio_lengths, vision_lengths), windows
         )
         states, _ = gated_rnn(pairs, self.w_x, self.w_h, self.bias, lengths + 1)  # eq. 10, 12
         fused = self.read(states[:, :, 1:])
