@@ -18,7 +18,7 @@ import torch
 from affectrt.affect import EMOTIONS, MODALITIES
 from affectrt_export.graphs import fusion_graph
 from affectrt_kernels import _native, reference
-from affectrt_training.models import ghrnn_cma
+from affectrt_training.models import ghrnn_cma, parts
 from affectrt_training.models.ghrnn_cma import Fusion, GhrnnCma, GhrnnCmaConfig
 from affectrt_training.recipes.starter.weights import COMMITTED, fill, read_parts
 from benchmarks.peers import eager
@@ -32,7 +32,10 @@ AND_WITHOUT_EACH = np.concatenate([ALL_PRESENT, ~np.eye(3, dtype=bool)])
 
 Inputs = Mapping[str, npt.NDArray[np.generic]]
 Operators = Mapping[str, Callable[..., object]]
-"""By the names under which the model knows them."""
+"""By name."""
+
+CALLERS = {"gated_rnn": ghrnn_cma, "pairwise_attention": parts}
+"""Operator → the module from which the model calls it."""
 
 REFERENCE: Operators = {
     "gated_rnn": reference.gated_rnn,
@@ -154,9 +157,11 @@ def _case(model: GhrnnCma, graph: bytes, subsets: npt.NDArray[np.bool_], threads
 @contextmanager
 def _operators(of: Operators) -> Iterator[None]:
     """Within it, GHRNN-CMA is computed with these operators instead of ours."""
-    kept = {name: vars(ghrnn_cma)[name] for name in of}
-    vars(ghrnn_cma).update(of)
+    kept = {name: vars(CALLERS[name])[name] for name in of}
     try:
+        for name, operator in of.items():
+            vars(CALLERS[name])[name] = operator
         yield
     finally:
-        vars(ghrnn_cma).update(kept)
+        for name, operator in kept.items():
+            vars(CALLERS[name])[name] = operator

@@ -174,9 +174,10 @@ def _sdpa(q: list[Tensor], k: list[Tensor], v: list[Tensor]) -> list[Tensor]:
 
 def fusions() -> Iterator[Case]:
     """The whole ghrnn-cma at batch 1, float32: ours is to take at most 100 µs as a graph on an H200."""
-    from affectrt_training.models import ghrnn_cma
+    from affectrt_training.models import ghrnn_cma, parts
 
-    module: Any = ghrnn_cma
+    recurrence: Any = ghrnn_cma
+    attention: Any = parts
     torch.manual_seed(0)
     model = ghrnn_cma.GhrnnCma().cuda().eval().requires_grad_(False)
     lengths = {"text": 50, "audio": 500, "vision": 375}
@@ -192,14 +193,14 @@ def fusions() -> Iterator[Case]:
     wide.load_state_dict({name: part.double() for name, part in model.state_dict().items()})
 
     def eager() -> Sequence[Tensor]:
-        ours = module.gated_rnn, module.pairwise_attention
-        module.gated_rnn = reference.gated_rnn
-        module.pairwise_attention = lambda *arguments: reference.pairwise_attention(*arguments)[0]
+        ours = recurrence.gated_rnn, attention.pairwise_attention
+        recurrence.gated_rnn = reference.gated_rnn
+        attention.pairwise_attention = lambda *arguments: reference.pairwise_attention(*arguments)[0]
         try:
             outputs: Sequence[Tensor] = model(*given)
             return outputs
         finally:
-            module.gated_rnn, module.pairwise_attention = ours
+            recurrence.gated_rnn, attention.pairwise_attention = ours
 
     def right() -> Sequence[Tensor]:
         outputs: Sequence[Tensor] = wide(*(x.double() if x.is_floating_point() else x for x in given))

@@ -22,12 +22,25 @@ from affectrt_training.recipes.starter.banks import Sample
 from affectrt_training.recipes.starter.compose import FusionSamples, Mixture, Sources, collate
 from affectrt_training.recipes.starter.fit import SCORE, Stage, fit, warmup_cosine
 
+STARTER = GhrnnCmaConfig(
+    text_dim=384,
+    audio_dim=128,
+    vision_dim=128,
+    model_dim=64,
+    heads=4,
+    hidden_dim=64,
+    fused_dim=96,
+    kernel_steps=3,
+    dropout=0.2,
+)
+"""Shape of the starter's fusion model, whatever the defaults become."""
+
 
 @dataclass(frozen=True)
 class FusionRecipe:
     """How the fusion model is trained."""
 
-    model: GhrnnCmaConfig = field(default_factory=GhrnnCmaConfig)
+    model: GhrnnCmaConfig = STARTER
     """Its shape."""
     mixture: Mixture = field(default_factory=Mixture)
     """What an epoch holds."""

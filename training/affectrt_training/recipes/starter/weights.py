@@ -109,7 +109,7 @@ def load_starter(path: Path | None = None) -> Starter:
     text.load_adapter(parts["text"])
     voice = VoiceEncoder(VoiceEncoderConfig(**_tupled(meta["voice_encoder"])))
     face = FaceEncoder(FaceEncoderConfig(**_tupled(meta["face_encoder"])))
-    fusion = GhrnnCma(GhrnnCmaConfig(**meta["config"]))
+    fusion = GhrnnCma(GhrnnCmaConfig(**_tupled(meta["config"])))
     for module, part in ((voice, "voice"), (face, "face"), (fusion, "fusion")):
         fill(module, parts[part], part)
         module.eval().requires_grad_(False)
