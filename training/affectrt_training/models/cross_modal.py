@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from affectrt.affect import Modality
-from affectrt_training.models.fusion import AUDIO, TEXT, VISION, Fused, WithHeads
+from affectrt_training.models.fusion import AUDIO, TEXT, VISION
 from affectrt_training.models.parts import AttentionProjections, PairwiseAttention
 
 Norm = Literal["post", "pre", "dual"]
@@ -150,23 +148,6 @@ class Transformers(nn.Module):
             last = zip(self.last_norms, streams, traces, strict=True)
             return [stream + norm(trace) for norm, stream, trace in last]
         return streams
-
-
-class LiveAnswer(WithHeads):
-    """While training, sentiment beyond ±3 is cut to the range but keeps its gradient.
-
-    Deep models overshoot in their first steps: with MulT and Adam at the paper's rate of 1e-3, the second
-    step puts every row of a batch beyond 3, where a plain clamp has no gradient to bring it back. What is
-    passed on never pushes further out, as labels lie in the range.
-    """
-
-    def answer(self, fused: Tensor, views: Mapping[Modality, Tensor] | None = None) -> Fused:
-        """As :meth:`WithHeads.answer`."""
-        read = super().answer(fused, views)
-        if not self.training:
-            return read
-        free = self.sentiment(fused).squeeze(-1)
-        return replace(read, sentiment=free + (read.sentiment - free).detach())
 
 
 class ResidualReadout(nn.Module):

@@ -53,8 +53,17 @@ class WithHeads(nn.Module):
 
     def answer(self, fused: Tensor, views: Mapping[Modality, Tensor] | None = None) -> Fused:
         """Read the heads: the fused vector (…, fused_dim) → sentiment (…,) and emotion logits (…, 7)."""
-        sentiment = self.sentiment(fused).squeeze(-1).clamp(-SENTIMENT_LIMIT, SENTIMENT_LIMIT)
-        return Fused(sentiment, self.emotion(fused), views or {})
+        return Fused(self.within_range(self.sentiment(fused).squeeze(-1)), self.emotion(fused), views or {})
+
+    def within_range(self, sentiment: Tensor) -> Tensor:
+        """Sentiment cut to [-3, 3]; while training its gradient passes as if it were not.
+
+        Deep models overshoot in their first steps: with MulT and Adam at the paper's rate of 1e-3, the second
+        step puts every row of a batch beyond 3, where a plain clamp has no gradient to bring it back. What is
+        passed on never pushes further out, as labels lie in the range.
+        """
+        cut = sentiment.clamp(-SENTIMENT_LIMIT, SENTIMENT_LIMIT)
+        return sentiment + (cut - sentiment).detach() if self.training else cut
 
 
 class FusionModel(WithHeads, ABC):

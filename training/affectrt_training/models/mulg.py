@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from affectrt_training.models.cross_modal import (
     CROSS_PAIRS,
     SELF_PAIRS,
-    LiveAnswer,
     Norm,
     ResidualReadout,
     Transformers,
@@ -62,7 +61,7 @@ class MulGConfig(FusionConfig):
         check_shape("MulGConfig", self.model_dim, self.heads, self.kernel_steps)
 
 
-class MulG(LiveAnswer, FusionModel):
+class MulG(FusionModel):
     """Three sequences in, sentiment and emotion out.
 
     How the paper's equations are read, and what is done where it is silent:

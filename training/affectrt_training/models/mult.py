@@ -14,7 +14,6 @@ from torch import Tensor
 from affectrt_training.models.cross_modal import (
     CROSS_PAIRS,
     SELF_PAIRS,
-    LiveAnswer,
     ResidualReadout,
     Transformers,
     by_target,
@@ -53,7 +52,7 @@ class MulTConfig(FusionConfig):
         check_shape("MulTConfig", self.model_dim, self.heads, self.kernel_steps)
 
 
-class MulT(LiveAnswer, FusionModel):
+class MulT(FusionModel):
     """Three sequences in, sentiment and emotion out.
 
     What differs from the paper or is left open there: eq. 4 as printed adds the normalised input to each

@@ -12,7 +12,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from affectrt.affect import SENTIMENT_LIMIT
 from affectrt_training.models.fusion import (
     AUDIO,
     TEXT,
@@ -246,6 +245,4 @@ class Tmsam(FusionModel):
             joint = self.second(joint, (counts - 1).unsqueeze(0), 0)  # eq. 8
         fused = masked_mean(joint, counts)
         sentiment = self.sentiment(self.for_sentiment(fused)).squeeze(-1)  # eq. 9
-        return Fused(
-            sentiment.clamp(-SENTIMENT_LIMIT, SENTIMENT_LIMIT), self.emotion(self.for_emotion(fused))
-        )
+        return Fused(self.within_range(sentiment), self.emotion(self.for_emotion(fused)))
