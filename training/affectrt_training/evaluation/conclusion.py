@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from affectrt.affect import MODALITIES
 from affectrt_training.data.dataset import Dataset
@@ -21,13 +22,14 @@ from affectrt_training.evaluation.contrasts import (
     retrained,
     subsets,
 )
-from affectrt_training.evaluation.fits import Fitted
+from affectrt_training.evaluation.fits import Attention, Fitted
 from affectrt_training.evaluation.measures import EMOTION, MEASURES, SENTIMENT, Measure
-from affectrt_training.evaluation.plan import Entry, Part
+from affectrt_training.evaluation.plan import SYSTEMS_THEMSELVES, Entry, Part
 from affectrt_training.evaluation.summary import (
     BASELINE,
     Answers,
     Row,
+    Score,
     Truth,
     baseline,
     confusions_of,
@@ -35,7 +37,9 @@ from affectrt_training.evaluation.summary import (
     scores_of,
     truth_of,
 )
-from affectrt_training.models.registry import find_system
+from affectrt_training.fit.prepare import all_dims
+from affectrt_training.models.cost import forward_flops
+from affectrt_training.models.registry import create, find_system
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Comparison:
     curves: Sequence[Curve] = field(default_factory=tuple)
     subsets: Sequence[Subset] = field(default_factory=tuple)
     retrained: Sequence[Retrained] = field(default_factory=tuple)
+    attention: Mapping[str, Attention] = field(default_factory=dict)
+    """Of stressed rows that attend: from their first fit."""
 
 
 def conclude(
@@ -76,15 +82,15 @@ def conclude(
         _row(entry, answers[entry.label], truth, by_entry[entry.label], datasets[entry.config.text])
         for entry in entries
     ]
-    rows.append(
-        Row(
-            BASELINE, "baseline", "", "no model", MODALITIES,
-            scores_of(answers[BASELINE], truth), confusions_of(answers[BASELINE], truth),
-        )
-    )  # fmt: skip
+    floor = scores_of(answers[BASELINE], truth)
+    if "r" in floor:
+        # Constants don't correlate. Over folds their medians do, against the held-out rows that they lack.
+        floor["r"] = Score(None, None, [None])
+    confusion = confusions_of(answers[BASELINE], truth)
+    rows.append(Row(BASELINE, "trivial", "", "no model", MODALITIES, floor, confusion))
     measures = [m for m in (*SENTIMENT, *EMOTION) if truth.known(m.kind).any()]
     primary = MEASURES["mae" if truth.known("sentiment").any() else "weighted_f1"]
-    main = [row.label for row in rows if row.kind in ("paper", "peer")]
+    main = [row.label for row in rows if row.kind in SYSTEMS_THEMSELVES]
     reference = _best([row for row in rows if row.label in main], primary)
 
     def against(labels: Sequence[str], other: str, measure: Measure) -> list[Contrast]:
@@ -106,6 +112,11 @@ def conclude(
         ],
         curves=[c for label in stressed for c in curves(label, primary, answers[label], truth)],
         subsets=[s for label in stressed for s in subsets(label, primary, answers[label], truth)],
+        attention={
+            label: attention
+            for label in stressed
+            if (attention := by_entry[label][0][0].attention) is not None
+        },
         retrained=[one for label in stressed for one in retrained(label, primary, answers, truth)],
     )
 
@@ -123,6 +134,8 @@ def _row(
         scores=scores_of(answers, truth),
         confusion=confusions_of(answers, truth),
         train_s=float(np.mean([fit.train_s for fit in fits])),
+        parameters=fits[0].parameters,
+        mflops=_mflops(entry, dataset),
         best_epoch=float(np.mean([fit.best_epoch for fit in fits])),
         settings=entry.config.to_dict(),
     )
@@ -137,3 +150,17 @@ def _best(rows: Sequence[Row], primary: Measure) -> str:
         return -np.inf if mean is None else primary.sign * mean
 
     return max(candidates, key=worth).label
+
+
+def _mflops(entry: Entry, dataset: Dataset) -> float | None:
+    """Of one forward pass over an example of median lengths; None where a tuned encoder decides them."""
+    if entry.config.text.tuning != "frozen":
+        return None
+    examples = [example for part in dataset.splits.values() for example in part]
+    lengths = dict.fromkeys(MODALITIES, 0)
+    for modality in entry.modalities:
+        if rows := [len(e.rows[modality]) for e in examples if modality in e.rows]:
+            lengths[modality] = int(np.median(rows))
+    with torch.random.fork_rng(devices=[]):
+        model = create(entry.config.system, all_dims(dataset.dims), entry.config.model)
+    return forward_flops(model, lengths) / 1e6

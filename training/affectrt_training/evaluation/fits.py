@@ -20,10 +20,12 @@ import torch
 
 import affectrt
 from affectrt.errors import AffectError
-from affectrt_training.data.dataset import Dataset
+from affectrt_training.data.dataset import Dataset, Example, collate
 from affectrt_training.encoders.text import weights_hash
+from affectrt_training.evaluation.attention_maps import attention_maps
 from affectrt_training.evaluation.plan import Entry, Part, only
 from affectrt_training.evaluation.robustness import conditions, spread
+from affectrt_training.fit.checkpoint import Fitted as Trained
 from affectrt_training.fit.predict import predict
 from affectrt_training.fit.run import fit_run
 from affectrt_training.fit.settings import RunConfig
@@ -68,6 +70,18 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """Who looked at whom in one example, in the last layer that pairs them."""
+
+    example: str
+    """Its id."""
+    pairs: Sequence[tuple[str, str]]
+    """Who asks, who answers."""
+    weights: Sequence[Array]
+    """(1 + Tα, 1 + Tβ) of each pair, null slots first, mean over heads."""
+
+
+@dataclass(frozen=True)
 class Fitted:
     """What is kept of a fit. N held-out and n validation examples, C conditions."""
 
@@ -79,6 +93,10 @@ class Fitted:
     best_epoch: int
     train_s: float
     """Wall time of the training on one core, start-up included."""
+    parameters: int
+    """Of the fusion model."""
+    attention: Attention | None = None
+    """Stressed rows that attend: of the first held-out example with most modalities."""
 
 
 def path_of(folder: Path, label: str, part: str, seed: int) -> Path:
@@ -97,7 +115,14 @@ def load(fit: Fit) -> Fitted | None:
     if not isinstance(info, dict) or info.get("key") != fit.key():
         return None
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return Fitted(arrays, info["conditions"], info["best_epoch"], info["train_s"])
+    attention = None
+    if info["attention"] is not None:
+        example, pairs = info["attention"]
+        weights = [arrays.pop(f"attention/{p}") for p in range(len(pairs))]
+        attention = Attention(example, [(asking, answering) for asking, answering in pairs], weights)
+    return Fitted(
+        arrays, info["conditions"], info["best_epoch"], info["train_s"], info["parameters"], attention
+    )
 
 
 def run(fit: Fit) -> None:
@@ -117,7 +142,11 @@ def run(fit: Fit) -> None:
         arrays[f"{name}/sentiment"] = np.asarray(found.sentiment, np.float32)
         arrays[f"{name}/probabilities"] = np.asarray(found.probabilities, np.float32)
     names: list[str] = []
+    attention = None
     if fit.entry.stressed:
+        attention = _attention(fitted, part.held)
+        for p, weights in enumerate(attention.weights if attention else ()):
+            arrays[f"attention/{p}"] = weights
         worse = conditions(part.held, spread(part.train))
         results = [predict(fitted, examples) for examples in worse.values()]
         names = list(worse)
@@ -128,8 +157,25 @@ def run(fit: Fit) -> None:
         "conditions": names,
         "best_epoch": fitted.best_epoch,
         "train_s": round(train_s, 3),
+        "parameters": sum(p.numel() for p in fitted.model.parameters()),
+        "attention": attention and (attention.example, list(attention.pairs)),
     }
     write_tensors(fit.path, {name: torch.from_numpy(array) for name, array in arrays.items()}, info)
+
+
+def _attention(fitted: Trained, examples: Sequence[Example]) -> Attention | None:
+    """None where the model doesn't attend, or where a tuned encoder reads the words."""
+    if fitted.encoder is not None:
+        return None
+    example = max(examples, key=lambda e: len(e.rows))  # the first of those with most modalities
+    device = next(fitted.model.parameters()).device
+    batch = {key: tensor.to(device) for key, tensor in collate([example], fitted.dims).items()}
+    try:
+        maps = attention_maps(fitted.model, batch)
+    except AffectError:
+        return None
+    last = {(m.asking, m.answering): m.weights[0].mean(0).float().cpu().numpy() for m in maps}
+    return Attention(example.id, list(last), list(last.values()))
 
 
 def run_all(fits: Sequence[Fit], jobs: int, tell: Callable[[float], None]) -> list[Fitted]:

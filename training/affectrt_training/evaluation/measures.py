@@ -45,7 +45,7 @@ class Measure:
         """As tables print it; a dash for None."""
         if value is None:
             return "–"
-        return f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
+        return (f"{100 * value:.1f}" if self.percent else f"{value:.3f}").replace("-", "−")
 
 
 def _mae(truth: Array, prediction: Array) -> Scores:

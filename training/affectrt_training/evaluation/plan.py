@@ -18,7 +18,11 @@ from affectrt_training.fit.settings import RunConfig
 VALID_SHARE = 0.2
 """Of a fold's training rows: the validation part that stops training and chooses the epoch."""
 
-Kind = Literal["paper", "peer", "variant", "baseline"]
+Kind = Literal["paper", "peer", "baseline", "variant", "trivial"]
+"""A paper's system, a peer, a simple system that all should beat, a variation of another row, no system."""
+
+SYSTEMS_THEMSELVES = frozenset({"paper", "peer", "baseline"})
+"""Kinds of rows that are systems as they come."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Entry:
     config: RunConfig
     """Its seed is replaced by each seed of the comparison."""
     kind: Kind
-    """Of a paper, a peer, or a variation of another row."""
+    """What stands behind the row; never ``trivial``."""
     base: str = ""
     """Variants: the row they vary."""
     modalities: tuple[Modality, ...] = MODALITIES
