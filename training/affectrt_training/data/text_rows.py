@@ -163,9 +163,14 @@ class _Passage:
     """(T,) the row that each state is averaged into; -1: none."""
 
 
-def _passages(key: str, words: tuple[str, ...], settings: TextSettings, whole: Tokenizer) -> list[_Passage]:
-    """One passage a token row; of words and windows as many as it takes, the last one with all the context
-    before it that there is room for. ``whole`` never cuts."""
+def _passages(
+    key: str, words: tuple[str, ...], settings: TextSettings, whole: Tokenizer, room: int
+) -> list[_Passage]:
+    """What the encoder must read of a text: for token rows one passage, else as many as it takes.
+
+    Passages begin and end with whole words as far as they have ``room`` tokens for them. The last one is
+    short: words before it fill the room that is left, as context. ``whole`` never cuts.
+    """
     if settings.rows == "token":
         ids = tokenizer_of(settings).encode(words_of(" ".join(words), 0.0)).ids
         return [_Passage(key, ids, np.arange(len(ids)))] if len(ids) else []
@@ -173,7 +178,6 @@ def _passages(key: str, words: tuple[str, ...], settings: TextSettings, whole: T
     encoded = whole.encode([Word(word, float(k), float(k)) for k, word in enumerate(words)])
     ids, words_of_ids = encoded.ids[1:-1], encoded.times_s[1:-1].astype(np.int64)
     rows = words_of_ids // (settings.window_words if settings.rows == "window" else 1)
-    room = max_tokens_of(settings) - 2
     passages, begin = [], 0
     while begin < len(ids):
         end = min(begin + room, len(ids))
@@ -206,9 +210,10 @@ def _encode(
     encoder = TextEncoder(settings)
     device = next(encoder.parameters()).device
     whole = Tokenizer.from_json(tokenizer_json(settings), max_tokens=1 << 30)
+    room = max_tokens_of(settings) - 2
     passages, sums, counts, pending = [], {}, {}, {}
     for key, words in texts.items():
-        own = _passages(key, words, settings, whole)
+        own = _passages(key, words, settings, whole, room)
         per_row = {"word": 1, "window": settings.window_words}.get(settings.rows)
         count = -(-len(words) // per_row) if per_row else sum(len(p.ids) for p in own)
         sums[key], counts[key] = np.zeros((count, encoder.dim), np.float32), np.zeros((count, 1), np.float32)
@@ -216,7 +221,7 @@ def _encode(
         passages += own
         if not own:
             keep(key, sums[key])
-    # Like lengths together, so that little of a batch is padding; texts that are long take longest: first.
+    # Like lengths together, so that little of a batch is padding; the longest first.
     passages.sort(key=lambda p: -len(p.ids))
     with _bar(len(passages), progress) as advance:
         while passages:

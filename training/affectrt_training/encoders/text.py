@@ -5,11 +5,8 @@ transformers and peft are imported when an encoder is made: settings and tokeniz
 
 from __future__ import annotations
 
-import hashlib
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +17,9 @@ from torch import Tensor, nn
 
 from affectrt.errors import AffectError, require
 from affectrt.features.text import Tokenizer
+from affectrt_training.encoders.folders import hash_of, pretrained, quietly, read_config, weight_files
+
+WHO = "text encoder"
 
 MINILM = "minilm"
 """Stands for :func:`minilm_folder`."""
@@ -86,54 +86,26 @@ def encoder_folder(settings: TextSettings) -> Path:
     if settings.encoder == MINILM:
         return minilm_folder()
     folder = Path(settings.encoder).expanduser()
-    _config(folder)
+    if not folder.is_dir():
+        raise AffectError(
+            "encoder.folder",
+            f"{WHO}: expected '{MINILM}' or a folder on this machine, got '{settings.encoder}', which is "
+            "neither; nothing is downloaded",
+        )
+    read_config(folder, WHO, FAMILIES)
+    weight_files(folder, WHO)
     if not (folder / "tokenizer.json").is_file():
         raise AffectError(
             "encoder.folder",
-            f"text encoder {folder}: expected tokenizer.json, found none; "
-            "save a fast tokenizer beside the model (save_pretrained)",
-        )
-    if not _weight_files(folder):
-        raise AffectError(
-            "encoder.folder",
-            f"text encoder {folder}: expected weights in model.safetensors, found none; pickled weights "
-            "(pytorch_model.bin) are not read: load and save the model with safetensors once",
+            f"{WHO} {folder}: expected tokenizer.json, found none; save a fast tokenizer beside the model "
+            "(save_pretrained)",
         )
     return folder
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """The folder's ``config.json``."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise AffectError(
-            "encoder.folder",
-            f"text encoder {folder}: expected '{MINILM}' or a folder with config.json, tokenizer.json and "
-            "model.safetensors, found no config.json; nothing is downloaded: give a folder on this machine",
-        )
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise AffectError(
-            "encoder.folder",
-            f"text encoder {path}: expected a JSON object with a model_type, got something else ({error!r})",
-        ) from error
-    if kind not in FAMILIES:
-        raise AffectError(
-            "encoder.unsupported",
-            f"text encoder {folder}: expected a BERT-family model_type ({', '.join(FAMILIES)}), got '{kind}'",
-        )
-    return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("model*.safetensors"))
-
-
 def max_tokens_of(settings: TextSettings) -> int:
     """``max_tokens``, or what the encoder has positions for when that is less."""
-    config = _config(encoder_folder(settings))
+    config = read_config(encoder_folder(settings), WHO, FAMILIES)
     positions = int(config.get("max_position_embeddings", 512))
     if config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= int(config.get("pad_token_id", 1)) + 1  # these count from beyond the padding's index
@@ -169,54 +141,8 @@ def tokenizer_of(settings: TextSettings) -> Tokenizer:
 
 def weights_hash(settings: TextSettings) -> str:
     """SHA-256 of everything in the folder that decides what the encoder computes."""
-    folder, digest = encoder_folder(settings), hashlib.sha256()
-    for path in (folder / "config.json", folder / "tokenizer.json", *_weight_files(folder)):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the libraries' progress bars and notes to each other, which no user of ours can act on."""
-    from transformers.utils import logging as hf_logging
-
-    logger = hf_logging.get_logger("transformers")
-    level, bars = logger.level, hf_logging.is_progress_bar_enabled()
-    logger.setLevel(hf_logging.ERROR)
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-            yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-def _pretrained(folder: Path) -> nn.Module:
-    """The encoder with all of its weights read: transformers itself would fill gaps with random numbers."""
-    from safetensors import SafetensorError
-    from transformers import AutoModel
-
-    options = {"add_pooling_layer": False} if FAMILIES[_config(folder)["model_type"]] else {}
-    try:
-        with _quietly():
-            model, found = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise AffectError("encoder.folder", f"text encoder {folder} could not be read: {error}") from error
-    if missing := sorted(found["missing_keys"]):
-        raise AffectError(
-            "encoder.folder",
-            f"text encoder {folder}: expected weights for every layer of its config.json, "
-            f"{len(missing)} are missing, among them {missing[0]}",
-        )
-    loaded: nn.Module = model
-    return loaded
+    folder = encoder_folder(settings)
+    return hash_of([folder / "config.json", folder / "tokenizer.json", *weight_files(folder, WHO)])
 
 
 class TextEncoder(nn.Module):
@@ -230,13 +156,15 @@ class TextEncoder(nn.Module):
     def __init__(self, settings: TextSettings | None = None) -> None:
         super().__init__()
         self.settings = settings = settings or TextSettings()
-        backbone: Any = _pretrained(encoder_folder(settings))
+        folder = encoder_folder(settings)
+        pooled = FAMILIES[read_config(folder, WHO, FAMILIES)["model_type"]]
+        backbone: Any = pretrained(folder, WHO, **({"add_pooling_layer": False} if pooled else {}))
         self.dim: int = backbone.config.hidden_size
         self.bert: Any = backbone
         if settings.tuning == "lora":
             from peft import LoraConfig, get_peft_model
 
-            with _quietly():
+            with quietly():
                 self.bert = get_peft_model(
                     backbone,
                     LoraConfig(
