@@ -53,7 +53,7 @@ class Fitted:
     encoder: TextEncoder | None = None
     """The text encoder, if it was tuned along."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """What it was trained on: name, sizes and names of the splits, range of the label."""
+    """What it was trained on: ``name``; ``splits`` and ``sha256`` by split; ``label_range``."""
 
     @property
     def reader(self) -> Reader:
@@ -71,6 +71,11 @@ def begin_run(folder: Path, description: Mapping[str, Any], *, resume: bool) -> 
         write_json(path, {"schema": SCHEMA, **description, "versions": _versions()})
         return
     before = read_json(path)
+    if before.get("data", {}).get("sha256") != description["data"]["sha256"]:
+        raise AffectError(
+            "checkpoint.mismatch",
+            f"{folder}: the run was begun on other data; give it the same, or begin again in another folder",
+        )
     for part in ("config", "dims"):
         if changed := differences(before.get(part, {}), description[part]):
             raise AffectError(
@@ -126,6 +131,10 @@ def load_run(folder: Path) -> Fitted:
         ) from error
     run = build(RunConfig, config, where=str(folder / CONFIG))
     metrics = read_json(folder / METRICS)
+    if not {"best_epoch", "valid"} <= metrics.keys():
+        raise AffectError(
+            "checkpoint.corrupt", f"{folder / METRICS}: expected best_epoch and valid; train again"
+        )
     model = create(run.system, dims, run.model)
     _fill(model, read_tensors(folder / MODEL)[0], folder / MODEL)
     encoder = None
@@ -165,7 +174,12 @@ def _read_history(path: Path) -> list[dict[str, float | int | None]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [
-        {key: int(cell) if key == "epoch" else float(cell) if cell else None for key, cell in row.items()}
-        for row in rows
-    ]
+    try:
+        return [
+            {key: int(cell) if key == "epoch" else float(cell) if cell else None for key, cell in row.items()}
+            for row in rows
+        ]
+    except (TypeError, ValueError) as error:
+        raise AffectError(
+            "checkpoint.corrupt", f"{path}: expected a number or nothing in every cell: {error}"
+        ) from error

@@ -22,6 +22,9 @@ from affectrt_training.fit.storage import pack, read_tensors, unpack, write_byte
 STATE = Path("state") / "state.safetensors"
 """In a run folder: all that a killed training needs to go on."""
 
+PARTS = ("network", "optimizer", "schedule", "precision")
+"""Of the state, beside the progress."""
+
 HISTORY = "metrics.csv"
 """In a run folder: a row an epoch."""
 
@@ -60,13 +63,11 @@ class Course(Callback):
         progress: Progress,
         *,
         folder: Path | None = None,
-        fingerprint: str = "",
         say: Callable[[str], None] | None = None,
         update: Callable[[float], None] | None = None,
     ) -> None:
         self.select, self.progress = select, progress
-        self.folder, self.fingerprint = folder, fingerprint
-        self.say, self.update = say, update
+        self.folder, self.say, self.update = folder, say, update
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
@@ -116,7 +117,6 @@ class Course(Callback):
         write_bytes(self.folder / HISTORY, history_csv(self.progress.history))
         schedule = trainer.lr_scheduler_configs[0].scheduler
         tree = {
-            "fingerprint": self.fingerprint,
             "progress": vars(self.progress),
             "network": stage.network.learnt(),
             "optimizer": trainer.optimizers[0].state_dict(),
@@ -128,24 +128,17 @@ class Course(Callback):
         write_tensors(self.folder / STATE, tensors, info)
 
 
-def read_state(folder: Path, fingerprint: str) -> tuple[Progress, dict[str, Any]] | None:
-    """Where a killed run stood; None: nowhere yet. Raises ``checkpoint.corrupt``, ``checkpoint.mismatch``."""
+def read_state(folder: Path) -> tuple[Progress, dict[str, Any]] | None:
+    """Where a killed run stood; None: nowhere yet. Raises ``checkpoint.corrupt``."""
     path = folder / STATE
     if not path.exists():
         return None
     tensors, info = read_tensors(path)
     try:
         tree = unpack(info, tensors)
-        progress, written = Progress(**tree.pop("progress")), tree.pop("fingerprint")
+        return Progress(**tree["progress"]), {part: tree[part] for part in PARTS}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AffectError("checkpoint.corrupt", f"{path}: no state of a training: {error!r}") from error
-    if written != fingerprint:
-        raise AffectError(
-            "checkpoint.mismatch",
-            f"{folder}: the interrupted run was trained on other data; give it the same, or begin again in "
-            f"another folder",
-        )
-    return progress, tree
 
 
 def history_csv(history: list[dict[str, float | int | None]]) -> bytes:

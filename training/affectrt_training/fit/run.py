@@ -66,7 +66,12 @@ def fit_run(
     select = selected_metric(training, dataset, valid)
     used = replace(dataset, splits={name: dataset.split(name) for name in (train, valid)})
     source = text_from(used, config.text)
-    hash_of_data = fingerprint(list(used.splits.values()))
+    data = {
+        "name": dataset.name,
+        "splits": {name: len(part) for name, part in used.splits.items()},
+        "label_range": list(dataset.label_range),
+        "sha256": {name: fingerprint([part]) for name, part in used.splits.items()},
+    }
     with isolate_rng(), _quietly():
         seed_all(training.seed, 0)
         encoder = None
@@ -84,11 +89,6 @@ def fit_run(
         network = Network(create(config.system, reader.dims, config.model), encoder)
         if start is not None:
             _begin_with(network, start)
-        data = {
-            "name": dataset.name,
-            "splits": {train: len(train_set), valid: len(valid_set)},
-            "label_range": list(dataset.label_range),
-        }
         now, state = Progress(), None
         main = is_main()
         if folder is not None:
@@ -97,13 +97,13 @@ def fit_run(
                 begin_run(folder, {**described, "data": data}, resume=resume)
             if resume and is_finished(folder):
                 return load_run(folder)
-            if resume and (found := read_state(folder, hash_of_data)):
+            if resume and (found := read_state(folder)):
                 now, state = found
                 _put_back(network, state["network"], folder)
         if not now.over(training.epochs, training.patience):
             stage = Stage(config, network, train_set, valid_set, first_epoch=now.epoch, resumed=state)
             with _shown(config, len(train_set), progress and main) as (say, update):
-                course = Course(select, now, folder=folder, fingerprint=hash_of_data, say=say, update=update)
+                course = Course(select, now, folder=folder, say=say, update=update)
                 _train(training, stage, course, folder)
         network.put_back(now.best_weights)
     network.eval()
@@ -166,6 +166,10 @@ def _put_back(network: Network, weights: Any, folder: Path) -> None:
 
 def _train(training: TrainingConfig, stage: Stage, course: Course, folder: Path | None) -> None:
     """Let Lightning run the epochs that are left."""
+    if training.precision == "16-mixed" and not _on_gpu(training):
+        raise AffectError(
+            "train.devices", "training.precision 16-mixed needs a GPU; set bf16-mixed or 32-true"
+        )
     try:
         trainer = lightning.Trainer(
             max_epochs=training.epochs - stage.first_epoch,
@@ -177,6 +181,7 @@ def _train(training: TrainingConfig, stage: Stage, course: Course, folder: Path 
             gradient_clip_val=training.gradient_clip or None,
             logger=_tensorboard(folder) if training.logger == "tensorboard" and folder else False,
             callbacks=[course],
+            log_every_n_steps=1,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -190,11 +195,6 @@ def _train(training: TrainingConfig, stage: Stage, course: Course, folder: Path 
             f"training can't start on {training.devices} × {training.accelerator} with precision "
             f"{training.precision}: {error}",
         ) from error
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    if on_cpu and training.precision == "16-mixed":
-        raise AffectError(
-            "train.devices", "training.precision 16-mixed needs a GPU; set bf16-mixed or 32-true"
-        )
     if stage.resumed is not None:
         trainer.precision_plugin.load_state_dict(stage.resumed["precision"])
     trainer.fit(stage)
@@ -205,8 +205,11 @@ def _train(training: TrainingConfig, stage: Stage, course: Course, folder: Path 
 def _strategy(training: TrainingConfig) -> str | DDPStrategy:
     if training.devices * training.nodes == 1:
         return "auto"
-    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
-    return DDPStrategy(process_group_backend="nccl" if on_gpu else "gloo")
+    return DDPStrategy(process_group_backend="nccl" if _on_gpu(training) else "gloo")
+
+
+def _on_gpu(training: TrainingConfig) -> bool:
+    return training.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -149,7 +149,7 @@ class Stage(lightning.LightningModule):
         if self.network.encoder is not None:
             tuned = [p for p in self.network.encoder.parameters() if p.requires_grad]
             groups.append({"params": tuned, "lr": training.encoder_lr})
-        # Fused is several times faster on these many small tensors; Lightning can't clip it in mixed precision.
+        # Fused is several times faster on so many small tensors; Lightning can't clip it in half precision.
         optimizer = torch.optim.AdamW(
             groups, weight_decay=training.weight_decay, fused=training.precision == "32-true"
         )

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from affectrt.errors import AffectError
 
-INFO, DIGEST = "affectrt", "sha256"
-"""Keys of the header's metadata."""
+HEADER = "affectrt"
+"""The one key of the header's metadata, as safetensors writes several in any order. Its value: 64 hexadecimal
+digits of SHA-256, then JSON."""
+DIGITS = 64
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -62,7 +64,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: object = None
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     text = json.dumps(info)
-    write_bytes(path, save(own, {INFO: text, DIGEST: _digest(own, text)}))
+    write_bytes(path, save(own, {HEADER: _digest(own, text) + text}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -71,25 +73,25 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise _not_found(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise AffectError(
             "checkpoint.corrupt",
             f"{path}: expected a safetensors file of ours; reading it failed: {error}; train again",
         ) from error
-    if INFO not in header or header.get(DIGEST) != _digest(tensors, header[INFO]):
+    if header is None:
         raise AffectError(
             "checkpoint.corrupt",
-            f"{path}: "
-            + (
-                "its contents don't match its checksum; it was damaged or changed"
-                if INFO in header
-                else "expected a checkpoint of 'affectrt train', got other safetensors"
-            )
-            + "; train again",
+            f"{path}: expected a checkpoint of 'affectrt train', got other safetensors; train again",
         )
-    return tensors, json.loads(header[INFO])
+    digest, info = header[:DIGITS], header[DIGITS:]
+    if digest != _digest(tensors, info):
+        raise AffectError(
+            "checkpoint.corrupt",
+            f"{path}: its contents don't match its checksum: it was damaged or changed; train again",
+        )
+    return tensors, json.loads(info)
 
 
 def _not_found(path: Path) -> AffectError:
