@@ -15,13 +15,18 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from affectrt.affect import EMOTIONS
 from affectrt.errors import AffectError
+from affectrt.features.audio import level_normalise, log_mel
+from affectrt.media import read_audio
 from affectrt_training.data import raw
 from affectrt_training.data.assemble import Reading
 from affectrt_training.data.dataset import Dataset, Example, collate, inputs
 from affectrt_training.data.readers import read_as_is, read_dataset
+from affectrt_training.encoders.voice import VoiceEncoder
+from affectrt_training.recipes.starter.weights import COMMITTED, fill, read_parts
 
 DATA = Path(os.environ["AFFECTRT_DATA"]) if "AFFECTRT_DATA" in os.environ else None
 needs_data = pytest.mark.skipif(DATA is None, reason="AFFECTRT_DATA names no folder with the data sets")
@@ -91,6 +96,7 @@ def test_mmsa_pickles(tmp_path: Path) -> None:
     assert dataset.dims == {"text": 8, "audio": 5, "vision": 4}
     train = dataset.split("train")
     assert _lengths(train, "text") == [2, 3, 4]
+    assert dataset.split("valid")[0].id == "vid0$_$0#2"  # every id is unique, whatever the file says
     # Given lengths win over padding; whose every row is zero is absent whatever its length says.
     assert _lengths(train, "audio") == [9, 5, 0] and "audio" not in train[2].rows
     assert _lengths(train, "vision") == [7, 6, 3]
@@ -379,6 +385,8 @@ def test_broken_sequences_are_named_errors(tmp_path: Path) -> None:
     _mosi_csds(tmp_path)
     (tmp_path / "CMU_MOSI_Opinion_Labels.csd").rename(tmp_path / "labels.away")
     assert _code(tmp_path)[0] == "data.keys"
+    [whole] = read_as_is(tmp_path, Reading(strict=False)).split("all")
+    assert len(whole.rows["audio"]) == 10 and whole.words == ("so", "good", "but", "no")
     (tmp_path / "labels.away").rename(tmp_path / "labels.csd")
     _write_csd(tmp_path / "opensmile.csd", {"abc": (_rows(1, 2), np.zeros((1, 2)))})
     code, message = _code(tmp_path)
@@ -482,6 +490,10 @@ def test_raw_clips_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert dataset.dims == {"audio": 128} and dataset.format == "table of raw clips"
     assert first.rows["audio"].shape == (25, 128)  # 2 s, a row every 80 ms
     np.testing.assert_array_equal(first.rows["audio"], second.rows["audio"])
+    encoder = VoiceEncoder()
+    fill(encoder.eval(), read_parts(COMMITTED)["voice"], "voice")
+    states = encoder(torch.from_numpy(level_normalise(log_mel(*read_audio(tmp_path / "a.wav"))))[None])[0]
+    np.testing.assert_allclose(first.rows["audio"], states.detach().numpy(), atol=1e-5)
     assert set(second.rows) == {"audio"} and third.rows == {} and third.words == ("no",)
     assert "1 clips show no face" in dataset.notes
     entries = sorted(cache.rglob("*.safetensors"))

@@ -32,7 +32,7 @@ def add_data_options(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="where features of raw clips are kept (default: the user's cache)",
+        help="where computed features are kept (default: the user's cache)",
     )
     if not splitting:
         return

@@ -64,6 +64,7 @@ class Assembly:
     dims: dict[Modality, int] = field(default_factory=dict)
     cleared: Counter[Modality] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    _seen: Counter[str] = field(default_factory=Counter)
 
     def add(
         self,
@@ -91,7 +92,7 @@ class Assembly:
                 )
         steps = {s.rows.shape[1] for s in streams.values() if isinstance(s.rows, np.ndarray)}
         aligned = len(steps) == 1 and all(isinstance(s.rows, np.ndarray) for s in streams.values())
-        names = unique_ids(ids)
+        names = unique_ids(ids, self._seen)
         videos = groups_of(ids) if groups is None else groups
         self.splits.setdefault(split, []).extend(
             Example(

@@ -64,9 +64,8 @@ def groups_of(ids: Sequence[str]) -> list[str]:
     return videos if len(set(videos)) > 1 and all(videos) else [""] * len(ids)
 
 
-def unique_ids(ids: Iterable[str]) -> list[str]:
-    """The ids, with a number behind those that were there before."""
-    seen: Counter[str] = Counter()
+def unique_ids(ids: Iterable[str], seen: Counter[str]) -> list[str]:
+    """The ids, with a number behind those that ``seen`` has; it counts these, too."""
     named = []
     for name in ids:
         seen[name] += 1

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +29,8 @@ from affectrt_training.data.dataset import Dataset
 Role = Literal["text", "audio", "vision", "words", "label"]
 
 NAMES: Mapping[Role, tuple[str, ...]] = {
-    "label": ("label", "opinion", "sentiment", "emotion"),
-    "text": ("glove", "bert", "word2vec", "text", "language", "word", "transcript", "phone"),
+    "label": ("label", "opinion"),
+    "text": ("glove", "bert", "word2vec", "text", "language", "word", "transcript"),
     "audio": ("covarep", "opensmile", "acoustic", "audio", "mfcc", "voice"),
     "vision": ("facet", "openface", "visual", "vision", "face", "video"),
 }
@@ -171,7 +172,11 @@ def _dataset(opened: Sequence[Opened], folder: Path, files: Sequence[Path], read
         raise AffectError(
             "data.keys", f"{folder}: expected .csd files of features or words, got labels alone"
         )
-    utterances = list(_utterances(labels or next(iter(streams.values()))))
+    if labels is None:
+        # Whole videos, as far as they go.
+        utterances = [Utterance(key, 0, -inf, inf) for key in next(iter(streams.values())).data]
+    else:
+        utterances = list(_utterances(labels))
     sentiment = None if labels is None else _sentiments(labels, utterances, reading)
     rows: dict[Modality, list[Array]] = {
         m: [_rows(streams[m], u) for u in utterances] for m in MODALITIES if m in streams

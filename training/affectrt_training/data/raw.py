@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -55,7 +54,7 @@ def clip_rows(clips: Sequence[Mapping[str, Path]], cache: Path | None, assembly:
     found: list[Rows] = []
     with progress("reading clips", len(clips), "clips") as update:
         for clip in clips:
-            found.append(_rows(clip, extractor, store))
+            found.append(_rows(clip, extractor, store, assembly.notes))
             update(len(found))
     silent = sum(
         "audio" not in rows and ("audio" in c or "video" in c) for rows, c in zip(found, clips, strict=True)
@@ -76,7 +75,7 @@ def default_cache() -> Path:
     return base / "affectrt" / "clips"
 
 
-def _rows(clip: Mapping[str, Path], extractor: ClipExtractor, store: _Store) -> Rows:
+def _rows(clip: Mapping[str, Path], extractor: ClipExtractor, store: _Store, notes: list[str]) -> Rows:
     if "video" in clip and "image" in clip:
         raise AffectError(
             "data.conflict",
@@ -91,7 +90,7 @@ def _rows(clip: Mapping[str, Path], extractor: ClipExtractor, store: _Store) -> 
         wanted.append((clip["image"], "still"))
     rows: Rows = {}
     for path, kind in wanted:
-        rows |= store.rows(path, kind, extractor)
+        rows |= store.rows(path, kind, extractor, notes)
     return rows
 
 
@@ -103,7 +102,7 @@ class _Store:
     encoders: str
     """What the extractor is, in a word: part of every key."""
 
-    def rows(self, path: Path, kind: Kind, extractor: ClipExtractor) -> Rows:
+    def rows(self, path: Path, kind: Kind, extractor: ClipExtractor, notes: list[str]) -> Rows:
         """Rows of a file, from disk where they are kept."""
         name = hashlib.sha256(f"{self.encoders} {kind} {_file_hash(path)}".encode()).hexdigest()
         entry = self.folder / name[:2] / f"{name}.safetensors"
@@ -111,7 +110,7 @@ class _Store:
             kept: Any = load(entry.read_bytes())
             return {m: kept[m] for m in MODALITIES if m in kept}
         except (FileNotFoundError, SafetensorError):
-            rows = extractor.rows(path, kind)
+            rows = extractor.rows(path, kind, notes)
         entry.parent.mkdir(parents=True, exist_ok=True)
         with output_file(entry) as write:
             write(save({str(modality): values for modality, values in rows.items()}))
@@ -157,14 +156,17 @@ class ClipExtractor:
         fill(face, parts["face"], "face")
         return _graph(voice), _graph(face)
 
-    def rows(self, path: Path, kind: Kind) -> Rows:
-        """Rows of one file; a modality that isn't in it is left out. Raises ``data.media``."""
+    def rows(self, path: Path, kind: Kind, notes: list[str]) -> Rows:
+        """Rows of one file; a modality that isn't in it is left out. Raises ``data.media``.
+
+        What is wrong with the file but doesn't stop the reading is added to ``notes``.
+        """
         try:
-            return self._still(path) if kind == "still" else self._media(path, kind)
+            return self._still(path) if kind == "still" else self._media(path, kind, notes)
         except AffectError as error:
             raise AffectError("data.media", f"{path}: {error.message}") from error
 
-    def _media(self, path: Path, kind: Kind) -> Rows:
+    def _media(self, path: Path, kind: Kind, notes: list[str]) -> Rows:
         voice, face = self._graphs
         sound = AudioFeatures(self.audio, voice, self._audio_dim, keep_s=inf)
         faces = VisionFeatures(self.vision, face, self._vision_dim, keep_s=inf)
@@ -178,8 +180,7 @@ class ClipExtractor:
                 else:
                     faces.push_frame(item.bgr, item.time_s)
             sound.flush()
-        for message in media.warnings:
-            warnings.warn(f"{path}: {message}", stacklevel=2)
+        notes += [f"{path}: {message}" for message in media.warnings]
         found = (sound.window(-inf, inf), faces.window(-inf, inf))
         return {s.modality: s.values for s in found if len(s)}
 
