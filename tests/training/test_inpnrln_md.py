@@ -124,19 +124,6 @@ def test_views_are_of_each_modality_alone() -> None:
         assert [other for other in after if not torch.equal(after[other], before[other])] == [modality]
 
 
-def test_a_wrong_sentiment_beyond_the_limit_comes_back() -> None:
-    """Limited in use; while training it isn't, so that the error keeps its gradient."""
-    model = make_model()
-    with torch.no_grad():
-        model.sentiment.bias.fill_(5.0)
-    given = make_batch(0.0, LENGTHS)
-    assert model(*given)[0].max() == 3
-    sentiment = model.train()(*given)[0]
-    assert sentiment.min() > 3
-    sentiment.sum().backward()
-    assert model.sentiment.bias.grad is not None and model.sentiment.bias.grad.item() == len(LENGTHS)
-
-
 @pytest.mark.parametrize(("dim", "heads"), [(9, 3), (8, 3)])
 def test_widths_that_do_not_divide(dim: int, heads: int) -> None:
     with pytest.raises(

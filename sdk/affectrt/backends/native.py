@@ -193,7 +193,6 @@ def _check_model(manifest: Manifest) -> None:
         _unsupported(manifest, f"knows the family '{FAMILY}' only, not '{manifest.family}'")
     for name, known in STRUCTURE.items():
         value = manifest.config.get(name, known[0])
-        value = list(value) if isinstance(value, tuple) else value
         if value not in known:
             _unsupported(manifest, f"knows {name} = {known[0]!r} only, not {value!r}")
 

@@ -6,14 +6,12 @@ Source: ghrnn_cma §3.1, equations 1–8.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from affectrt.affect import Modality
 from affectrt_training.models.fusion import AUDIO, VISION, Fused, FusionConfig, FusionModel, stack_lengths
 from affectrt_training.models.parts import (
     AttentionProjections,
@@ -129,15 +127,6 @@ class InpnrlnMd(FusionModel):
         products = [(c.unsqueeze(2) * c_t.unsqueeze(1)).flatten(1) for c in (c_a, c_v)]  # eq. 6
         fused = torch.relu(self.project(torch.cat(products, -1)))  # eq. 7
         return self.answer(fused, {"text": c_t, "audio": c_a, "vision": c_v})
-
-    def answer(self, fused: Tensor, views: Mapping[Modality, Tensor] | None = None) -> Fused:
-        """As :meth:`WithHeads.answer`, but without the limit while training.
-
-        Products of features soon reach beyond it, and from there no gradient leads back.
-        """
-        if not self.training:
-            return super().answer(fused, views)
-        return Fused(self.sentiment(fused).squeeze(-1), self.emotion(fused), views or {})
 
     def read_text(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Rows (B, 1 + T, d) → c_t (B, d). The null slot stands for absent text and is part of the mean."""
