@@ -99,7 +99,7 @@ def tfn(model: Tfn, clip: Clip) -> Tensor:
                 factors = [x[i] for x, i in zip(z, (t, v, a), strict=True) if i < len(x)]
                 if not factors or len(factors) in model.config.orders:
                     tensor[t, v, a] = torch.stack(factors).prod() if factors else 1.0
-    return relu(model.inference[4], relu(model.inference[1], tensor.flatten()))
+    return relu(model.inference[3], relu(model.inference[0], tensor.flatten()))
 
 
 def lmf(model: Lmf, clip: Clip) -> Tensor:

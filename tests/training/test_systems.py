@@ -19,8 +19,10 @@ from affectrt_training.models.registry import SYSTEMS, create, find_system
 DIMS: dict[Modality, int] = {"text": 10, "audio": 7, "vision": 6}
 SMALL: dict[str, dict[str, object]] = {
     "tfn": {"text_out_dim": 16, "audio_out_dim": 8, "vision_out_dim": 8},
-    "mult": {"layers": 2, "self_layers": 2},
-    "bert-inception": {"text_layers": 2},
+    "mulg": {"layers": 1},
+    "mult": {"layers": 1, "self_layers": 1},
+    "cm-msf": {"transformer_layers": 1, "cascade": 1},
+    "bert-inception": {"text_layers": 1},
 }
 """Settings of those that would take long as they are; the others are tested with their defaults."""
 

@@ -44,11 +44,11 @@ def table(told: dict[str, object]) -> str:
     """What :func:`describe` found, in at most 90 columns."""
     systems, dims = told["systems"], told["dims"]
     assert isinstance(systems, list) and isinstance(dims, dict)
-    lines = [f"{'name':<15}{'kind':<9}{'parameters':>11}{'MFLOPs':>9}  {'source':<16}stated size"]
+    lines = [f"{'name':<15}{'kind':<9}{'parameters':>11}{'MFLOPs':>9}  {'source':<18}stated size"]
     for system in systems:
         lines += [
             f"{system['name']:<15}{system['kind']:<9}{system['parameters']:>11,}{system['flops'] / 1e6:>9.1f}"
-            f"  {system['source']:<16}{system['stated'] or '–'}",
+            f"  {system['source']:<18}{system['stated'] or '–'}",
             f"  {system['summary']}",
         ]
     widths = ", ".join(f"{modality} {dim}" for modality, dim in dims.items())
@@ -59,7 +59,7 @@ def table(told: dict[str, object]) -> str:
             f"Features a row: {widths}; {told['steps']} rows of each; default configs.",
             "Encoders are not counted. MFLOPs: multiplications and additions of matrix products,",
             "convolutions, recurrences and attention, in one forward pass over one clip.",
-            "Stated sizes are those of papers, which had other widths.",
+            "Stated sizes are of models with the papers' own widths.",
             "",
         ]
     )

@@ -26,7 +26,7 @@ class TfnConfig(FusionConfig):
     fused_dim: int = 128
     """Width of the two layers that read the tensor (section 4.3)."""
     dropout: float = 0.15
-    """In the subnetworks, while training; the paper's rate for all hidden layers."""
+    """Of the hidden layers, while training."""
     orders: tuple[int, ...] = (1, 2, 3)
     """Which entries of the tensor are read, by how many modalities they multiply: the paper's ablations.
     (1, 2) is its TFN_notrimodal, (2,) TFN_bimodal, (3,) TFN_trimodal."""
@@ -95,19 +95,16 @@ class Tfn(FusionModel):
         self.text = Read(config.text_dim, config.text_out_dim, config.text_out_dim, config.dropout)
         self.audio = Pooled(config.audio_dim, config.audio_out_dim, 3, config.dropout)
         self.vision = Pooled(config.vision_dim, config.vision_out_dim, 3, config.dropout)
-        text, vision, audio = (torch.arange(width + 1) < width for width in widths)
-        order = text[:, None, None].int() + vision[:, None].int() + audio.int()  # modalities in each entry
-        self.register_buffer(
-            "read", torch.isin(order, torch.tensor([0, *config.orders])).flatten(), persistent=False
-        )
-        entries = order.numel()
+        text, vision, audio = ((torch.arange(width + 1) < width).int() for width in widths)
+        order = (text[:, None, None] + vision[:, None] + audio).flatten()  # modalities that entries multiply
+        self.register_buffer("read", torch.isin(order, torch.tensor([0, *config.orders])), persistent=False)
         self.inference = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(entries, config.fused_dim),
+            nn.Linear(len(order), config.fused_dim),
             nn.ReLU(),
             nn.Dropout(config.dropout),
             nn.Linear(config.fused_dim, config.fused_dim),
             nn.ReLU(),
+            nn.Dropout(config.dropout),
         )
         self.add_heads(config.fused_dim)
 
@@ -125,4 +122,6 @@ class Tfn(FusionModel):
         v = with_one(self.vision(vision, vision_lengths))
         a = with_one(self.audio(audio, audio_lengths))
         tensor = (t[:, :, None, None] * (v[:, :, None] * a[:, None])[:, None]).flatten(1)
-        return self.answer(self.inference(tensor * self.read))
+        if len(set(self.config.orders)) < 3:
+            tensor = tensor * self.read
+        return self.answer(self.inference(tensor))
