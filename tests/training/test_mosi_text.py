@@ -41,7 +41,10 @@ def data(tmp_path: Path) -> Path:
             ("v0", "valid", "2.4", "A GOOD FILM"),
             ("v1", "valid", "-1.8", "BAD"),
         ],
-        "meld_train_valid.csv": [("split", "emotion", "text"), ("train", "joy", "Oh, great!")],
+        "meld_train_valid.csv": [
+            ("split", "emotion", "sentiment", "text"),
+            ("train", "joy", "positive", "Oh, great!"),
+        ],
     }
     for name, rows in tables.items():
         with (folder / name).open("w", newline="", encoding="utf-8") as file:
