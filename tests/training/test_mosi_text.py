@@ -33,7 +33,7 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data" / "text"
     folder.mkdir(parents=True)
     (folder / "sst_train_trees.txt").write_text("\n".join(TREES), encoding="utf-8")
-    tables = {
+    tables: dict[str, list[tuple[str, ...]]] = {
         "sst5.csv": [("split", "label_0_4", "text"), ("train", "4", "Good film !"), ("train", "0", "Bad .")],
         "mosi_train_valid.csv": [
             ("id", "split", "sentiment", "text"),
