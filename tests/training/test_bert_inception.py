@@ -87,12 +87,12 @@ def plain_block(block: Any, x: Tensor) -> Tensor:
 def plain_attention(attention: Any, x: Tensor) -> Tensor:
     """Eq. 5 for one map (1, C, H, W)."""
     places = x[0].flatten(1)  # (C, N)
-    f, g, h = (attention.fgh.weight[:, :, 0, 0] @ places + attention.fgh.bias.unsqueeze(1)).chunk(3)
+    f, g, h = (attention.fgh.weight @ places + attention.fgh.bias.unsqueeze(1)).chunk(3)
     found = torch.zeros_like(h)
     for j in range(places.shape[1]):
         scores = (f.T @ g[:, j]).exp()
         found[:, j] = h @ (scores / scores.sum())
-    out = attention.out.weight[:, :, 0, 0] @ found + attention.out.bias.unsqueeze(1)
+    out = attention.out.weight @ found + attention.out.bias.unsqueeze(1)
     added: Tensor = x + out.view_as(x)
     return added
 

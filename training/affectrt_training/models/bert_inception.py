@@ -81,24 +81,23 @@ class PlaceAttention(nn.Module):
     (B, C, H, W), of which the first ``rows`` (B,) ≥ 1 of the H rows are valid → the same shape. Places in
     reading order make the valid ones a prefix, so the operator for sequences serves. Scores are plain
     products as in eq. 5, so the operator's 1 / √d is undone; g asks and f answers, which is eq. 5's softmax
-    over i. Values have a quarter of the channels too, and a 1 × 1 convolution back: the paper gives no
-    widths.
+    over i. Values have a quarter of the channels too, and a linear layer back: the paper gives no widths.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.narrow = channels // 4
-        self.fgh = nn.Conv2d(channels, 3 * self.narrow, 1)
-        self.out = nn.Conv2d(self.narrow, channels, 1)
+        self.fgh = nn.Linear(channels, 3 * self.narrow)
+        self.out = nn.Linear(self.narrow, channels)
         self.attention = PairwiseAttention()
 
     def forward(self, x: Tensor, rows: Tensor, modality: int) -> Tensor:
-        by_place = self.fgh(x).flatten(2).transpose(1, 2).unsqueeze(2)  # (B, H · W, 1, 3C/4)
-        f, g, h = by_place.chunk(3, dim=-1)
+        width = x.shape[3]
+        f, g, h = self.fgh(x.flatten(2).transpose(1, 2)).unsqueeze(2).chunk(3, dim=-1)  # (B, H · W, 1, C/4)
         # One place fewer: the operator counts the first, always valid one as a null slot.
-        lengths = (rows * x.shape[3] - 1).expand(3, -1)
+        lengths = (rows * width - 1).expand(3, -1)
         [o] = self.attention([g * self.narrow**0.5], [f], [h], [(modality, modality)], lengths)
-        added: Tensor = x + self.out(o.squeeze(2).transpose(1, 2).unflatten(2, x.shape[2:]))
+        added: Tensor = x + self.out(o.squeeze(2)).transpose(1, 2).unflatten(2, (-1, width))
         return added
 
 
