@@ -12,6 +12,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from affectrt_training.models.cross_modal import CROSS_PAIRS
 from affectrt_training.models.fusion import (
     AUDIO,
     TEXT,
@@ -30,9 +31,6 @@ from affectrt_training.models.parts import (
     valid_steps,
 )
 from affectrt_training.models.two_encoders import BiGru, Given, Lstm, Transformer, reverse_rows
-
-# Who asks whom, ordered by who asks: the paper's U_AT, U_VT, U_TA, U_VA, U_TV, U_AV.
-_PAIRS = [(TEXT, AUDIO), (TEXT, VISION), (AUDIO, TEXT), (AUDIO, VISION), (VISION, TEXT), (VISION, AUDIO)]
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,9 @@ class CmMsfConfig(FusionConfig):
 class Alignment(nn.Module):
     """The encoders of one modality and the mutual attention that fuses what they made (eq. 1–7)."""
 
-    def __init__(self, encoders: list[nn.Module], config: CmMsfConfig) -> None:
+    def __init__(self, encoders: list[nn.Module], modality: int, config: CmMsfConfig) -> None:
         super().__init__()
-        d = config.model_dim
+        self.modality, d = modality, config.model_dim
         self.encoders = nn.ModuleList(encoders)
         if len(encoders) == 2:
             self.a_to_b, self.b_to_a = (AttentionProjections(d, config.heads) for _ in encoders)
@@ -99,18 +97,18 @@ class Alignment(nn.Module):
             self.joined = nn.Linear(2 * d, d)
         self.inner, self.outer = nn.Linear(d, d), nn.Linear(d, d)
 
-    def forward(self, rows: Tensor, lengths: Tensor, modality: int) -> Tensor:
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Projected rows (B, 1 + T, d), lengths (3, B) → U_m (B, 1 + T, d)."""
-        found = [encoder(rows, lengths, modality) for encoder in self.encoders]
-        h = self.fuse(found, lengths, modality) if len(found) == 2 else found[0]
+        found = [encoder(rows, lengths) for encoder in self.encoders]
+        h = self.fuse(found[0], found[1], lengths) if len(found) == 2 else found[0]
         u: Tensor = self.outer(torch.relu(self.inner(h)))  # eq. 7
         return u
 
-    def fuse(self, found: list[Tensor], lengths: Tensor, modality: int) -> Tensor:
+    def fuse(self, a: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
         """A and B, each (B, 1 + T, d) → H_m, alike: each asks the other (eq. 1–6)."""
-        a, b = found
         queries, keys, values = zip(self.a_to_b.split(a, b), self.b_to_a.split(b, a), strict=True)
-        c_a, c_b = self.attention(queries, keys, values, [(modality, modality)] * 2, lengths)
+        pairs = [(self.modality, self.modality)] * 2
+        c_a, c_b = self.attention(queries, keys, values, pairs, lengths)
         h: Tensor = self.joined(torch.cat([self.a_to_b.join(c_a), self.b_to_a.join(c_b)], -1))
         return h
 
@@ -147,7 +145,7 @@ class CrossModalLevel(nn.Module):
 
     def __init__(self, config: CmMsfConfig, *, bilstm: bool) -> None:
         super().__init__()
-        self.encoders = nn.ModuleList(CrossModalEncoder(config, bilstm=bilstm) for _ in _PAIRS)
+        self.encoders = nn.ModuleList(CrossModalEncoder(config, bilstm=bilstm) for _ in CROSS_PAIRS)
         self.attention = PairwiseAttention()
 
     def forward(self, rows: list[Tensor], u: list[Tensor], lengths: Tensor) -> list[Tensor]:
@@ -155,13 +153,13 @@ class CrossModalLevel(nn.Module):
         encoders = cast("Sequence[CrossModalEncoder]", self.encoders)
         parts = [
             encoder.projections.split(own, u[answering])
-            for encoder, own, (_, answering) in zip(encoders, rows, _PAIRS, strict=True)
+            for encoder, own, (_, answering) in zip(encoders, rows, CROSS_PAIRS, strict=True)
         ]
         queries, keys, values = zip(*parts, strict=True)
-        attended = self.attention(queries, keys, values, _PAIRS, lengths)
+        attended = self.attention(queries, keys, values, CROSS_PAIRS, lengths)
         return [
             encoder.update(own, told, lengths[asking] + 1)
-            for encoder, own, told, (asking, _) in zip(encoders, rows, attended, _PAIRS, strict=True)
+            for encoder, own, told, (asking, _) in zip(encoders, rows, attended, CROSS_PAIRS, strict=True)
         ]
 
 
@@ -224,14 +222,16 @@ class CmMsf(FusionModel):
             Projection(dim, d, kernel_steps=1, dropout=config.dropout)
             for dim in (config.text_dim, config.audio_dim, config.vision_dim)
         )
-        self.alignments = nn.ModuleList(Alignment(encoders, config) for encoders in _encoders(config))
+        self.alignments = nn.ModuleList(
+            Alignment(encoders, modality, config) for modality, encoders in enumerate(_encoders(config))
+        )
         self.cascade = nn.ModuleList(
             CrossModalLevel(
                 config, bilstm=config.bilstm == "every" or (config.bilstm == "last" and level == 0)
             )
             for level in reversed(range(config.cascade))
         )
-        self.reductions = nn.ModuleList(nn.Linear(d, d // 2) for _ in _PAIRS)
+        self.reductions = nn.ModuleList(nn.Linear(d, d // 2) for _ in CROSS_PAIRS)
         if config.mask_gate:
             self.gates = nn.ModuleList(
                 MaskGate(d, 0.0 if modality == TEXT else config.mask_threshold) for modality in range(3)
@@ -251,13 +251,11 @@ class CmMsf(FusionModel):
     ) -> Fused:
         """As :meth:`FusionModel.fuse`."""
         lengths = stack_lengths(text_lengths, audio_lengths, vision_lengths)
-        projected = [
-            project(rows, own)
-            for project, rows, own in zip(self.projections, (text, audio, vision), lengths, strict=True)
-        ]
         u = [
-            align(rows, lengths, m)
-            for m, (align, rows) in enumerate(zip(self.alignments, projected, strict=True))
+            align(project(rows, own), lengths)  # eq. 1–7
+            for project, align, rows, own in zip(
+                self.projections, self.alignments, (text, audio, vision), lengths, strict=True
+            )
         ]
         u = self.interact(u, lengths)
         if self.config.mask_gate:
@@ -271,7 +269,7 @@ class CmMsf(FusionModel):
 
     def interact(self, u: list[Tensor], lengths: Tensor) -> list[Tensor]:
         """U_m of the modalities (B, 1 + T_m, d), lengths (3, B) → U_m after the cascade (eq. 8–12)."""
-        rows = [u[asking] for asking, _ in _PAIRS]
+        rows = [u[asking] for asking, _ in CROSS_PAIRS]
         for level in self.cascade:
             rows = level(rows, u, lengths)
         halves = [reduce(own) for reduce, own in zip(self.reductions, rows, strict=True)]
@@ -282,14 +280,13 @@ def _encoders(config: CmMsfConfig) -> list[list[nn.Module]]:
     """Of text, voice and face, those that the config asks for (§3.2.1–3.2.3)."""
     d = config.model_dim
 
-    def transformer() -> Transformer:
-        return Transformer(
-            d, layers=config.transformer_layers, heads=config.transformer_heads, dropout=config.dropout
-        )
+    def transformer(modality: int) -> Transformer:
+        layers, heads = config.transformer_layers, config.transformer_heads
+        return Transformer(d, modality, layers=layers, heads=heads, dropout=config.dropout)
 
     made: list[tuple[str, dict[str, nn.Module]]] = [
         (config.text_encoders, {"bert": Given(), "lstm": Lstm(d)}),
-        (config.audio_encoders, {"transformer": transformer(), "bigru": BiGru(d)}),
-        (config.vision_encoders, {"resnet": Given(), "transformer": transformer()}),
+        (config.audio_encoders, {"transformer": transformer(AUDIO), "bigru": BiGru(d, AUDIO)}),
+        (config.vision_encoders, {"resnet": Given(), "transformer": transformer(VISION)}),
     ]
     return [list(known.values()) if asked == "both" else [known[asked]] for asked, known in made]

@@ -12,10 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from affectrt_training.models.cross_modal import CROSS_PAIRS
 from affectrt_training.models.fusion import (
-    AUDIO,
-    TEXT,
-    VISION,
     Fused,
     FusionConfig,
     FusionModel,
@@ -28,9 +26,6 @@ from affectrt_training.models.parts import (
     Projection,
     masked_mean,
 )
-
-# Who asks whom, ordered by who asks.
-_PAIRS = [(TEXT, AUDIO), (TEXT, VISION), (AUDIO, TEXT), (AUDIO, VISION), (VISION, TEXT), (VISION, AUDIO)]
 
 
 @dataclass(frozen=True)
@@ -110,16 +105,18 @@ class CrossModal(nn.Module):
     def __init__(self, config: TmsamConfig) -> None:
         super().__init__()
         h = config.hidden_dim
-        self.projections = nn.ModuleList(CrossProjections(2 * h, h, config.cross_heads) for _ in _PAIRS)
+        self.projections = nn.ModuleList(CrossProjections(2 * h, h, config.cross_heads) for _ in CROSS_PAIRS)
         self.attention = PairwiseAttention()
         self.told = nn.ModuleList(Told(2 * h, config) for _ in range(3))
 
     def forward(self, z: list[Tensor], lengths: Tensor) -> list[Tensor]:
         """Rows (B, 1 + T_m, 2h) of the modalities, lengths (3, B) → alike."""
         projections = cast("Sequence[CrossProjections]", self.projections)
-        parts = [p.split(z[asks], z[tells]) for p, (asks, tells) in zip(projections, _PAIRS, strict=True)]
+        parts = [
+            p.split(z[asks], z[tells]) for p, (asks, tells) in zip(projections, CROSS_PAIRS, strict=True)
+        ]
         queries, keys, values = zip(*parts, strict=True)
-        attended = self.attention(queries, keys, values, _PAIRS, lengths)
+        attended = self.attention(queries, keys, values, CROSS_PAIRS, lengths)
         y = [p.join(x) for p, x in zip(projections, attended, strict=True)]
         return [told(z[m], torch.cat(y[2 * m : 2 * m + 2], -1)) for m, told in enumerate(self.told)]
 
