@@ -90,7 +90,11 @@ class Course(Callback):
                 f"{now.epoch + 1}; lower training.lr ({training.lr:g}) or training.gradient_clip "
                 f"({training.gradient_clip:g})",
             )
-        flat = {k: v for k, v in stage.metrics.items() if v is None or isinstance(v, float)}
+        flat = {
+            name: value
+            for name, value in stage.metrics.items()
+            if (value is None or isinstance(value, float)) and name != "interval_coverage"
+        }
         now.history.append({"epoch": now.epoch + 1, "lr": lr, "loss": stage.loss, **flat})
         found = flat.get(self.select)
         worth = -float("inf") if found is None else found * (-1 if self.select in LOWER_IS_BETTER else 1)

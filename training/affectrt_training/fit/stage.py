@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from affectrt.affect import EMOTIONS, MODALITIES
 from affectrt_training.fit.batches import FILLER, Batches, Examples, loader, mixed
+from affectrt_training.fit.gather import gathered
 from affectrt_training.fit.network import Network, without_some
 from affectrt_training.fit.score import Truth, score
 from affectrt_training.fit.settings import RunConfig
@@ -109,23 +110,16 @@ class Stage(lightning.LightningModule):
         Gradients of a gathered tensor are summed over the processes, all of which take the same loss; DDP
         then divides them by their number.
         """
-        kept = self._gathered(batch["index"]) != FILLER
+        world = self.trainer.world_size
+        kept = gathered(batch["index"], world) != FILLER
 
-        def whole(tensor: Tensor, grads: bool = False) -> Tensor:
-            return self._gathered(tensor, grads)[kept]
+        def whole(tensor: Tensor) -> Tensor:
+            return gathered(tensor, world)[kept]
 
-        labels = ("index", "sentiment", "emotion", *(f"{m}_lengths" for m in MODALITIES))
-        views = {modality: whole(view, True) for modality, view in fused.views.items()}
-        together = Fused(whole(fused.sentiment, True), whole(fused.emotion_logits, True), views)
+        labels = ("sentiment", "emotion", *(f"{m}_lengths" for m in MODALITIES))
+        views = {modality: whole(view) for modality, view in fused.views.items()}
+        together = Fused(whole(fused.sentiment), whole(fused.emotion_logits), views)
         return together, {key: whole(batch[key]) for key in labels}
-
-    def _gathered(self, tensor: Tensor, grads: bool = False) -> Tensor:
-        """(B / world, …) of each process → (B, …), as :class:`Batches` dealt them out."""
-        if self.trainer.world_size == 1:
-            return tensor
-        gathered = self.all_gather(tensor.contiguous(), sync_grads=grads)
-        assert isinstance(gathered, Tensor)
-        return gathered.transpose(0, 1).flatten(0, 1)
 
     def on_validation_epoch_start(self) -> None:
         self.answers.clear()
@@ -133,7 +127,7 @@ class Stage(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         fused = self.network(batch)
         answer = [fused.sentiment[:, None], fused.emotion_logits.softmax(-1), batch["index"][:, None]]
-        self.answers.append(self._gathered(torch.cat(answer, dim=1).double()))
+        self.answers.append(gathered(torch.cat(answer, dim=1).double(), self.trainer.world_size))
 
     def on_validation_epoch_end(self) -> None:
         answers = torch.cat(self.answers).cpu().numpy()
