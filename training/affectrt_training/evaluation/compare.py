@@ -33,7 +33,7 @@ class Protocol:
     jobs: int = 1
     """Processes that train at the same time."""
     cache: Path | None = None
-    """Where a frozen text encoder keeps its rows."""
+    """Where a frozen text encoder keeps its rows; None: with the fits."""
 
 
 def compare(dataset: Dataset, entries: Sequence[Entry], protocol: Protocol, work: Path) -> Comparison:
@@ -48,9 +48,9 @@ def compare(dataset: Dataset, entries: Sequence[Entry], protocol: Protocol, work
         raise AffectError(
             "compare.rows", f"expected rows of different names, got {', '.join(sorted(twice))} more than once"
         )
-    prepared = _prepared(dataset, entries, protocol)
     work.mkdir(parents=True, exist_ok=True)
     (work / ".gitignore").write_text("*\n")
+    prepared = _prepared(dataset, entries, protocol.folds, protocol.cache or work / "text")
     fits = []
     # Seed by seed, so that what a killed run leaves behind covers all rows.
     for seed in protocol.seeds:
@@ -75,15 +75,15 @@ def compare(dataset: Dataset, entries: Sequence[Entry], protocol: Protocol, work
 
 
 def _prepared(
-    dataset: Dataset, entries: Sequence[Entry], protocol: Protocol
+    dataset: Dataset, entries: Sequence[Entry], folds: int | None, cache: Path
 ) -> dict[TextSettings, tuple[Dataset, list[Part]]]:
     """Text rows once for all fits that read the same; examples that rows share are the same objects."""
     prepared: dict[TextSettings, tuple[Dataset, list[Part]]] = {}
     for entry in entries:
         text = entry.config.text
         if text not in prepared:
-            ready = dataset if text.tuning != "frozen" else with_text_rows(dataset, text, protocol.cache)
-            prepared[text] = ready, parts_of(ready, protocol.folds)
+            ready = dataset if text.tuning != "frozen" else with_text_rows(dataset, text, cache)
+            prepared[text] = ready, parts_of(ready, folds)
     return prepared
 
 
