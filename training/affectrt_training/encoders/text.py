@@ -174,9 +174,10 @@ class TextEncoder(nn.Module):
                         target_modules="all-linear",
                     ),
                 )
-        elif settings.tuning == "frozen":
+        if settings.tuning == "frozen":
             self.requires_grad_(False)
-            self.eval()
+        # from_pretrained leaves its modules in evaluation mode, where Lightning would train them as they are.
+        self.train(settings.tuning != "frozen")
 
     def train(self, mode: bool = True) -> TextEncoder:
         """As of any module, but a frozen encoder stays in evaluation mode: no dropout."""
