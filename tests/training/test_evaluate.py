@@ -237,3 +237,137 @@ def test_it_needs_no_torch(tiny_bundle: Path, text_manifest: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["n"] == 4
+
+
+# --- Run folders ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory, tiny_members: dict[str, bytes]) -> Path:
+    """A run that reads words by a small BERT of random weights, and voices of three features."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from affectrt_training.config import build
+    from affectrt_training.data.dataset import Dataset, Example
+    from affectrt_training.fit.run import fit_run
+    from affectrt_training.fit.settings import RunConfig
+
+    folder = tmp_path_factory.mktemp("text_run")
+    (folder / "bert").mkdir()
+    (folder / "bert" / "tokenizer.json").write_bytes(tiny_members["tokenizer.json"])
+    vocabulary = len(json.loads(tiny_members["tokenizer.json"])["model"]["vocab"])
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(folder / "bert")
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(f"e{k}", {"audio": rng.normal(size=(2, 3)).astype(np.float32)}, ("so", text), label)
+        for k, (text, label) in enumerate([("happy", 2.0), ("sad", -2.0)] * 6)
+    ]
+    dataset = Dataset("words", {"train": examples[:8], "valid": examples[8:]}, {"audio": 3})
+    settings = {
+        "system": "ghrnn-cma",
+        "model": {"model_dim": 8, "heads": 2, "hidden_dim": 8, "fused_dim": 8},
+        "text": {"encoder": str(folder / "bert"), "tuning": "lora"},
+        "training": {"epochs": 1, "accelerator": "cpu"},
+    }
+    fit_run(build(RunConfig, settings, where="run"), dataset, folder / "run", progress=False)
+    return folder / "run"
+
+
+def test_a_run_is_scored_on_a_manifest_of_texts(
+    text_run: Path, text_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from affectrt_training.data.dataset import Example
+    from affectrt_training.fit.checkpoint import load_run
+    from affectrt_training.fit.predict import predict
+
+    output = tmp_path / "p.csv"
+    args = ["evaluate", str(text_run), "--manifest", str(text_manifest), "--json", "--output", str(output)]
+    assert main(args) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert err == "" and (result["n"], result["n_emotion"], result["interval_coverage"]) == (4, 4, None)
+    said = predict(load_run(text_run), [Example(t, {}, tuple(t.split())) for t in TEXTS])
+    assert result["mae"] == pytest.approx(sentiment_metrics(SENTIMENTS, said.sentiment).mae, abs=1e-6)
+    truth = [EMOTIONS.index(name) for name in TRUTH]
+    assert result["ece"] == pytest.approx(emotion_metrics(truth, said.probabilities).ece, abs=1e-6)
+    with output.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["0", "1", "2", "3"]  # the manifest's ids
+    assert [float(row["predicted_sentiment"]) for row in rows] == pytest.approx(said.sentiment, abs=1e-4)
+    assert {row["present"] for row in rows} == {"text"} and rows[0]["interval_low"] == ""
+
+
+def test_rows_without_label_or_input_are_told_of(
+    text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("text,sentiment\nso happy,1.5\nso sad,\n,1\n", encoding="utf-8")
+    assert main(["evaluate", str(text_run), "--manifest", str(manifest)]) == 0
+    out, err = capsys.readouterr()
+    assert "2 rows scored" in out
+    assert "1 rows have no label" in err and "1 rows have nothing that the run reads" in err
+    assert main(["evaluate", str(text_run), "--manifest", str(manifest), "--limit", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("text,sentiment\nhi,\n", "evaluate.no_labels"),
+        ("text,sentiment\n,2\n", "evaluate.no_input"),
+        ("text,sentiment\nhi,9\n", "data.label"),
+        ("sentiment\n1\n", "data.keys"),
+    ],
+)
+def test_a_run_refuses_manifests_that_give_nothing(
+    text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, code: str
+) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(content, encoding="utf-8")
+    assert main(["evaluate", str(text_run), "--manifest", str(manifest)]) == 2
+    assert f"[{code}" in capsys.readouterr().err
+
+
+def test_a_run_names_the_splits_there_are_and_the_widths_it_reads(
+    text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("text,sentiment,split\nso happy,1,valid\nso sad,-1,test\nhm,0,test\n", encoding="utf-8")
+    base = ["evaluate", str(text_run), "--data", str(table), "--json"]
+    assert main(base) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 2  # test, by itself
+    assert main([*base, "--split", "valid"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 1
+    assert main([*base, "--split", "dev"]) == 2
+    assert "[data.no_split]" in capsys.readouterr().err
+    wide = tmp_path / "wide.npz"
+    np.savez(wide, audio=np.ones((4, 2, 5), np.float32), y=np.array([1.0, 2, -1, 0], np.float32))
+    assert main(["evaluate", str(text_run), "--data", str(wide)]) == 2
+    err = capsys.readouterr().err
+    assert "[data.shape]" in err and "3 features" in err
+
+
+def test_options_go_with_the_kind_of_model(
+    text_run: Path, tiny_bundle: Path, text_manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv in (
+        [str(text_run)],
+        [str(text_run), "--data", "x", "--manifest", str(text_manifest)],
+        [str(tiny_bundle)],
+        [str(tiny_bundle), "--data", "x"],
+    ):
+        assert main(["evaluate", *argv]) == 2
+        assert "[cli.usage]" in capsys.readouterr().err
+    assert main(["evaluate", str(text_run.parent), "--manifest", str(text_manifest)]) == 2
+    assert "[checkpoint.not_found]" in capsys.readouterr().err

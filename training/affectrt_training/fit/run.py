@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -197,8 +198,16 @@ def _train(training: TrainingConfig, stage: Stage, course: Course, folder: Path 
         ) from error
     if stage.resumed is not None:
         trainer.precision_plugin.load_state_dict(stage.resumed["precision"])
-    trainer.fit(stage)
-    if trainer.interrupted:  # some versions of Lightning turn Ctrl-C into an early end
+    interrupts = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(stage)
+    except SystemExit as error:
+        # What Lightning makes of Ctrl-C, after it has stopped listening to any further one.
+        signal.signal(signal.SIGINT, interrupts)
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    if trainer.interrupted:  # older versions of Lightning call that an end
         raise KeyboardInterrupt
 
 
