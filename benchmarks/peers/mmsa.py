@@ -163,8 +163,8 @@ class Worker:
         return self._write_and_read(job)
 
     def _start(self) -> subprocess.Popen[str]:
+        # One thread, no bars, no GPU, and nothing that looks for weights elsewhere.
         alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-        # MMSA's package logs every epoch, and transformers must not look for anything outside.
         env = {**os.environ, **alone, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         with self._log.open("w") as log:
             return subprocess.Popen(

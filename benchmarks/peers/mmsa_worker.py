@@ -4,11 +4,13 @@ A job a line comes in on stdin as JSON, its answer goes out as a line on stdout:
 ``error``. What MMSA itself prints goes to stderr.
 
 This does what ``MMSA._run`` does for one seed, in its order: data, model, trainer, ``do_train``, the best
-epoch's weights, ``do_test``. It differs where ``MMSA_run`` asks for what isn't there or isn't wanted:
+epoch's weights, answers. It differs where ``MMSA_run`` asks for what isn't there or isn't wanted:
 
 * nothing calls ``torch.cuda.set_device``: MMSA asks for it on a CPU, too;
 * ``verbose`` of ``ReduceLROnPlateau``, which torch removed, is dropped on the way;
 * no loader processes;
+* the model itself is asked for its answers: ``do_test`` can return them, but fails for Graph_MFN, of which it
+  wants features that are never collected, and for a batch of one;
 * the held-out rows, MMSA's split ``test``, are read once, after training. ``do_train`` picks the epoch by the
   loss on ``valid``, and looks at ``test`` only when it is asked for results of every epoch: it never is.
 """
@@ -81,8 +83,8 @@ def train(job: Json) -> Json:
     model.load_state_dict(torch.load(job["scratch"], weights_only=True))
     Path(job["scratch"]).unlink()
     return {
-        "held": predictions(trainer, model, loaders["test"]),
-        "valid": predictions(trainer, model, loaders["valid"]),
+        "held": predictions(model, loaders["test"].dataset),
+        "valid": predictions(model, loaders["valid"].dataset),
         "best_epoch": best_epoch(losses),
         "epochs": len(losses),
         "train_s": took,
@@ -117,12 +119,15 @@ def best_epoch(losses: list[float]) -> int:
     return epoch
 
 
-def predictions(trainer: Any, model: Any, loader: Any) -> dict[str, float]:
-    """Sentiment by id. The loader shuffles; a batch of one would break ``do_test``, so none is left over."""
-    rows = loader.dataset
-    size = PREDICTED_AT_ONCE + (len(rows) % PREDICTED_AT_ONCE == 1)
-    result = trainer.do_test(model, DataLoader(rows, size), mode="TEST", return_sample_results=True)
-    return {str(name): float(value) for name, value in zip(result["Ids"], result["SResults"], strict=True)}
+def predictions(model: Any, rows: Any) -> dict[str, float]:
+    """Sentiment by id of an MMSA data set, in its order."""
+    model.eval()
+    with torch.no_grad():
+        batches = [
+            model(batch["text"], batch["audio"], batch["vision"])["M"].reshape(-1)
+            for batch in DataLoader(rows, PREDICTED_AT_ONCE)
+        ]
+    return dict(zip(map(str, rows.ids), torch.cat(batches).tolist(), strict=True))
 
 
 def main() -> int:

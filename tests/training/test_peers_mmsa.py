@@ -223,9 +223,9 @@ for line in sys.stdin:
         sys.exit(9)
     with open(job["data"], "rb") as file:
         data = pickle.load(file)
-    random.seed(job["seed"])
+    noise = random.Random(job["seed"]).gauss
     answer = {{
-        name: {{i: float(y) / 2 + random.gauss(0, 0.1) for i, y in zip(part["id"], part["regression_labels"])}}
+        name: {{i: float(y) / 2 + noise(0, 0.1) for i, y in zip(part["id"], part["regression_labels"])}}
         for name, part in (("held", data["test"]), ("valid", data["valid"]))
     }}
     if job["model"] == "mfn":
