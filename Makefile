@@ -5,6 +5,7 @@ VENV ?= .venv
 CLIP ?= demo/clip.mp4
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+PYTEST_JOBS ?= auto
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.affectrt-installed
@@ -24,7 +25,7 @@ help:
 	@echo '  make demo              how the person in demo/clip.mp4 feels, second by second'
 	@echo '  make demo CLIP=FILE    the same for your own video, audio or text file; FILE'"'"'s sibling .srt or'
 	@echo '                         .vtt, if there is one, is taken as the transcript'
-	@echo '  make test              all tests       (PYTEST_ARGS="-k bundle" to choose)'
+	@echo '  make test              all tests       (PYTEST_ARGS="-k bundle" to choose, PYTEST_JOBS=0 for one process)'
 	@echo '  make test-arm          the C++ kernels on 64-bit Arm, under emulation'
 	@echo '  make test-sanitize     the C++ kernels under the address and undefined-behaviour sanitizers'
 	@echo '  make lint              ruff, mypy --strict, C++ with warnings as errors'
@@ -44,8 +45,10 @@ demo: $(STARTER)
 	$(BIN)/affectrt analyze "$$clip" --bundle $(STARTER) "$$@"
 
 # One thread: the tests' tensors are too small to share, and spinning threads slow a busy machine down.
+# A process for each processor, up to 8: each loads all libraries. A module's tests stay together, with its fixtures.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(PYTEST_JOBS) --maxprocesses 8 \
+	  --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-arm: $(INSTALLED)
 	$(BIN)/pytest -s tests/kernels/test_cpp.py -k arm

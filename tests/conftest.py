@@ -1,5 +1,6 @@
-"""Fixtures for all tests: a tiny model bundle with random weights, built from numpy alone.
+"""Fixtures for all tests, and how several processes share them out.
 
+The fixtures are a tiny model bundle with random weights, built from numpy alone.
 Its graphs have the signatures of a real bundle's and obey the rules that the SDK relies on (dynamic lengths,
 null slots, absent modalities without influence): everything around a model is tested without training one.
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -22,6 +24,31 @@ from affectrt.affect import EMOTIONS, MODALITIES
 from affectrt.bundle import Manifest, write_bundle
 from affectrt.calibration import PRESENCE_KEYS, Calibration
 from affectrt.manifest import AudioSpec, FusionSpec, Metric, TextSpec, VisionSpec
+
+SLOWEST = (
+    "tests/kernels/test_cpp.py",
+    "tests/test_starter.py",
+    "tests/export/test_package.py",
+)
+"""Modules of minutes, the longest first."""
+
+# The tests share the processors with each other and with compilers: the time of one example says nothing.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process where somebody wants to see what the tests print, which workers keep to themselves."""
+    return 0 if config.getoption("capture") == "no" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes, none shall be left alone with a slow module at the end: those start first."""
+    if hasattr(config, "workerinput"):
+        rank = {name: place for place, name in enumerate(SLOWEST)}
+        items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
 
 OPSET, IR_VERSION = 17, 10
 TEXT_DIM, AUDIO_DIM, VISION_DIM = 12, 10, 8
