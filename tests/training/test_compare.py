@@ -242,6 +242,7 @@ def test_rows_are_systems_variants_and_those_trained_without() -> None:
     assert rows["ef-lstm heard"].modalities == ("audio",)
     assert rows["ghrnn-cma without text"].modalities == ("audio",)
     assert not any(row.stressed for row in entries_of(_parse("--models", "mulg", "--robustness"), dataset))
+    assert [row.kind for row in entries_of(_parse("--models", "text-mean"), dataset)] == ["baseline"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from affectrt_training.evaluation.plan import Entry
     from affectrt_training.fit.settings import RunConfig
 
-BUDGET = {"epochs": 40, "patience": 8}
+BUDGET = {"epochs": 24, "patience": 6}
 """Of each training where neither --config nor --set says otherwise: many small trainings, not a long one."""
 
 STRESSED = ("ghrnn-cma", "mulg")
@@ -108,7 +108,7 @@ def entries_of(args: argparse.Namespace, dataset: Dataset) -> list[Entry]:
         Entry(
             name,
             _config(args, name, []),
-            "paper" if system.kind == "paper" else "peer",
+            system.kind,
             stressed=name in stressed,
         )
         for name, system in systems.items()

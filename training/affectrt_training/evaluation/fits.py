@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ class Fitted:
     """Names of the C conditions, as :func:`robustness.conditions` gives them."""
     best_epoch: int
     train_s: float
-    """Wall time of the training on one core, start-up included."""
+    """Seconds of one core: what else the machine does counts little."""
     parameters: int
     """Of the fusion model."""
     attention: Attention | None = None
@@ -129,13 +129,13 @@ def run(fit: Fit) -> None:
     """Train, judge, keep. A fault names the fit."""
     part = only(fit.part, fit.entry.modalities)
     splits = {"train": part.train, "valid": part.valid, "held": part.held}
-    begin = perf_counter()
+    begin = process_time()
     try:
         fitted = fit_run(fit.config, replace(fit.dataset, splits=splits), None, progress=False)
     except AffectError as error:
         where = f"'{fit.entry.label}', {fit.part.name}, seed {fit.seed}"
         raise AffectError(error.code, f"{where}: {error.message}") from error
-    train_s = perf_counter() - begin
+    train_s = process_time() - begin
     arrays: dict[str, Array] = {}
     for name, examples in (("held", part.held), ("valid", part.valid)):
         found = predict(fitted, examples)

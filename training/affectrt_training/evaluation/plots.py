@@ -171,13 +171,16 @@ def attention_png(attention: Attention, title: str) -> bytes:
     lines = math.ceil(len(attention.weights) / columns)
     figure = _figure(3.6 * columns + 0.8, 3.4 * lines + 0.3)
     grid = figure.subplots(lines, columns, squeeze=False)
+    low = min(float(weights.min()) for weights in attention.weights)
     top = max(float(weights.max()) for weights in attention.weights)
     for axes in grid.flat[len(attention.weights) :]:
         axes.set_visible(False)
     for axes, (asking, answering), weights in zip(
         grid.flat, attention.pairs, attention.weights, strict=False
     ):
-        image = axes.imshow(weights, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        image = axes.imshow(
+            weights, cmap="cividis", vmin=low, vmax=top, aspect="auto", interpolation="nearest"
+        )
         axes.axvline(0.5, color="white", linewidth=1.2)
         axes.axhline(0.5, color="white", linewidth=1.2)
         axes.set_xlabel(f"{answering}: time step, ∅ first", fontsize=8)

@@ -225,9 +225,17 @@ def costs(comparison: Comparison) -> str:
         for row in comparison.rows
         if row.kind != "trivial"
     ]
-    return "## Cost\n\nOf the fusion model; one forward pass of an example of median length.\n\n" + table(
-        ["system", "parameters", "MFLOPs", "seconds a training, one core", "best epoch, mean"], lines
+    text = "## Cost\n\nOf the fusion model; one forward pass of an example of median length.\n\n" + table(
+        ["system", "parameters", "MFLOPs", "CPU seconds a training", "best epoch, mean"], lines
     )
+    if cut := [f"`{row.label}`" for row in comparison.rows if _was_cut(row)]:
+        text += f"\n\nBest near the last epoch of the budget, and perhaps better with more: {', '.join(cut)}."
+    return text
+
+
+def _was_cut(row: Row) -> bool:
+    """Whether training would probably have gone on improving."""
+    return row.best_epoch is not None and row.best_epoch > 0.9 * row.settings["training"]["epochs"]
 
 
 def _primary(comparison: Comparison) -> Measure:

@@ -172,7 +172,7 @@ class Row:
     mflops: float | None = None
     """Of one forward pass on a median example."""
     train_s: float | None = None
-    """Mean wall time of one training on one core."""
+    """Mean seconds of one core that a training takes."""
     best_epoch: float | None = None
     """Mean over trainings."""
     settings: Mapping[str, Any] = field(default_factory=dict)
