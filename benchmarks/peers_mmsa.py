@@ -43,6 +43,8 @@ from affectrt_training.fit.storage import read_tensors, write_bytes
 from benchmarks.peers import mmsa
 from benchmarks.peers.mmsa_fits import Peer, PeerFit, peers_of, train
 
+NO_LIMIT = 1_000_000
+"""MMSA trains until its early stop; reports want a number of epochs."""
 MAIN = ("ghrnn-cma", "mulg")
 """Of our rows: those that MMSA's are held against one by one."""
 
@@ -79,7 +81,7 @@ def beside(
         label: [[fit for fit in seed if fit is not None] for seed in found]
         for label, found in {**by_entry, **{peer.label: rows_of[peer.label] for peer in whole}}.items()
     }
-    settings = {peer.label: read_tensors(fits[peer.label][0][0].path)[1]["settings"] for peer in whole}
+    settings = {peer.label: _settings(fits[peer.label][0][0]) for peer in whole}
     note = "Rows named MMSA are trained by its own code, with its own budget: see the section on it."
     data = {**ours.about["data"], "notes": [*ours.about["data"]["notes"], note]}
     all_entries = [*entries, *(peer.entry(entries[0]) for peer in whole)]
@@ -105,12 +107,19 @@ def beside(
         },
     }
     rows = [
-        replace(row, source=f"MMSA {mmsa.VERSION}", mflops=None, settings={"model": settings[row.label]})
+        replace(row, source=f"MMSA {mmsa.VERSION}", mflops=None, settings=settings[row.label])
         if row.label in settings
         else row
         for row in found.rows
     ]
     return replace(found, about=about, rows=rows)
+
+
+def _settings(fit: PeerFit) -> dict[str, Any]:
+    """What MMSA trained with, under the names that reports look for."""
+    used = read_tensors(fit.path)[1]["settings"]
+    epochs = fit.epochs_cap or NO_LIMIT
+    return {"model": used, "training": {"epochs": epochs, "patience": used["early_stop"]}}
 
 
 def _ours(entry: Entry, dataset: Dataset, parts: Sequence[Part], seed: int, work: Path) -> list[Fit]:

@@ -31,6 +31,11 @@ from torch.utils.data import DataLoader
 
 DATASET = "mosi"
 """Whose hyper-parameters and reader are used."""
+OF_MOSI = frozenset(
+    {"dataset_name", "featurePath", "feature_dims", "language", "missing_rate", "missing_seed", "num_classes",
+     "seq_lens", "train_samples"}
+)  # fmt: skip
+"""Settings that describe that data set: replaced by the data's own, or without effect here."""
 PREDICTED_AT_ONCE = 64
 
 Json = dict[str, Any]
@@ -58,7 +63,7 @@ def train(job: Json) -> Json:
     if wrong := set(job["settings"]) - set(settings):
         raise ValueError(f"{job['model']}: MMSA has no settings {', '.join(sorted(wrong))}")
     settings.update(job["settings"])
-    used = {key: value for key, value in settings.items() if key not in ("featurePath", "feature_dims")}
+    used = {key: value for key, value in settings.items() if key not in OF_MOSI}
     settings.update(
         custom_feature=job["data"],
         feature_T="",

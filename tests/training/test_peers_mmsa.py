@@ -231,7 +231,7 @@ for line in sys.stdin:
     if job["model"] == "mfn":
         answer["held"] = dict.fromkeys(answer["held"], 0.0)
     answer |= {{"best_epoch": 2, "epochs": 10, "train_s": 0.5, "parameters": 11}}
-    print(json.dumps({{**answer, "settings": {{"batch_size": 32, **job["settings"]}}}}), flush=True)
+    print(json.dumps({{**answer, "settings": {{"early_stop": 8, **job["settings"]}}}}), flush=True)
 """
 
 Run = Callable[..., int]
@@ -278,7 +278,7 @@ def test_one_report_holds_ours_and_theirs_and_says_who_failed(
     assert list(rows)[:4] == ["mulg", "text-mean", "MMSA TFN", "MMSA TFN small"]
     assert figures["reference"] == "MMSA TFN"
     assert (rows["MMSA TFN"]["source"], rows["MMSA TFN"]["mflops"]) == ("MMSA 2.2.1", None)
-    assert rows["MMSA TFN small"]["settings"]["model"] == {"batch_size": 4}
+    assert rows["MMSA TFN small"]["settings"]["model"] == {"early_stop": 8, "batch_size": 4}
     assert rows["MMSA TFN"]["scores"]["r"]["mean"] > 0.99
     assert figures["about"]["mmsa"]["failed"].keys() == {"MMSA LMF", "MMSA MFN"}
     assert [c["reference"] for c in figures["about"]["mmsa"]["against_ours"]] == ["mulg", "mulg"]
