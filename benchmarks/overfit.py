@@ -5,8 +5,8 @@ Run from the repository root:
     python -m benchmarks.overfit --data FILE [--label-range LO HI] [--set text.rows=window] [--models A,B]
 
 Trains each system with Adam at 1e-3 on the first 32 examples that have a sentiment, and prints the step at
-which the mean absolute error on them, on the scale [-3, 3] and with dropout off, first falls below 0.1. The exit
-status is 1 when a system never gets there.
+which the mean absolute error on them, on the scale [-3, 3] and with dropout off, first falls below 0.1. The
+exit status is 1 when a system never gets there.
 """
 
 from __future__ import annotations
