@@ -37,8 +37,10 @@ def results(comparison: Comparison) -> str:
         columns = [m for m in measures if m.name in comparison.rows[-1].scores and m.name != "acc5"]
         if columns:
             found.append(_score_table(comparison, columns, marks))
+    kinds = {row.label: row.kind for row in comparison.rows}
+    what = "peer" if kinds[comparison.reference] == "peer" else "system"
     found.append(
-        f"Bold: best. {BETTER} better and {WORSE} worse than the best peer in {_primary(comparison).title}, "
+        f"Bold: best. {BETTER} better and {WORSE} worse than the best {what} in {_primary(comparison).title}, "
         f"`{comparison.reference}`: paired bootstrap over examples ({RESAMPLES} resamples), Holm-corrected "
         f"over the rows of a column, p < {LEVEL:g}. `{BASELINE}` knows no input: it stands for no skill."
     )
