@@ -40,9 +40,10 @@ def results(comparison: Comparison) -> str:
     kinds = {row.label: row.kind for row in comparison.rows}
     what = "peer" if kinds[comparison.reference] == "peer" else "system"
     found.append(
-        f"Bold: best. {BETTER} better and {WORSE} worse than the best {what} in {_primary(comparison).title}, "
-        f"`{comparison.reference}`: paired bootstrap over examples ({RESAMPLES} resamples), Holm-corrected "
-        f"over the rows of a column, p < {LEVEL:g}. `{BASELINE}` knows no input: it stands for no skill."
+        f"Bold: best. {BETTER} better and {WORSE} worse than the best {what} in "
+        f"{_primary(comparison).title}, `{comparison.reference}`: paired bootstrap over examples "
+        f"({RESAMPLES} resamples), Holm-corrected over the rows of a column, p < {LEVEL:g}. "
+        f"`{BASELINE}` knows no input: it stands for no skill."
     )
     return "\n\n".join(found)
 
