@@ -199,7 +199,9 @@ def test_a_source_root_holds_one_package_and_no_loose_modules() -> None:
 
 
 def test_the_commands_of_the_project_are_installed() -> None:
-    assert {"analyze", "doctor", "evaluate", "export", "info", "train"} <= {entry.name for entry in COMMANDS}
+    assert {"analyze", "compare", "describe", "doctor", "evaluate", "export", "info", "systems", "train"} <= {
+        entry.name for entry in COMMANDS
+    }
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=[entry.name for entry in COMMANDS])
