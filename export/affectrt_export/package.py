@@ -228,7 +228,7 @@ def _manifest(meta: Mapping[str, Any]) -> Manifest:
     if missing:
         raise AffectError(
             "export.meta",
-            f"the weights' sidecar lacks {', '.join(missing)}; train again: affectrt train starter",
+            f"the weights' sidecar lacks {', '.join(missing)}; train again: affectrt train --recipe starter",
         )
     graph_names = {part: f"{part}.onnx" for part in ("text", "audio", "vision", "fusion")}
     members = (*graph_names.values(), TOKENIZER, WEIGHTS)

@@ -70,7 +70,7 @@ def test_the_merged_text_encoder_is_the_adapted_one(saved: Path) -> None:
 
 
 def test_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(AffectError, match="affectrt train starter") as caught:
+    with pytest.raises(AffectError, match="affectrt train --recipe starter") as caught:
         load_starter(tmp_path / "none.safetensors")
     assert caught.value.code == "weights.not_found"
 

@@ -61,7 +61,7 @@ def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     """The tensors of every part as float32. Raises ``weights.not_found``, ``weights.invalid``."""
     if not path.is_file():
         raise AffectError(
-            "weights.not_found", f"expected starter weights at {path}; run: affectrt train starter"
+            "weights.not_found", f"expected starter weights at {path}; run: affectrt train --recipe starter"
         )
     try:
         tensors = load_file(path)
