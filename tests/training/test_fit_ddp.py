@@ -8,15 +8,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from affectrt_training.config import build
 from affectrt_training.data.dataset import Dataset, Example
-from affectrt_training.fit.checkpoint import load_run
+from affectrt_training.fit.checkpoint import Fitted, load_run
 from affectrt_training.fit.run import fit_run, is_main
 from affectrt_training.fit.settings import RunConfig
+from affectrt_training.fit.stage import Stage
 
 
 def lopsided() -> Dataset:
@@ -50,6 +52,19 @@ def config(devices: int) -> RunConfig:
     return build(RunConfig, settings, where="run")
 
 
+def fit_and_measure(devices: int, folder: Path | None) -> tuple[Fitted, list[float]]:
+    """A run, and the gradient's size at each of its steps: Adam would hide a wrong one."""
+    norms: list[float] = []
+
+    def measure(stage: Stage, optimizer: Any) -> None:
+        squares = [p.grad.square().sum() for p in stage.parameters() if p.grad is not None]
+        norms.append(float(sum(squares)) ** 0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "on_before_optimizer_step", measure)
+        return fit_run(config(devices), lopsided(), folder, progress=folder is not None), norms
+
+
 def test_two_processes_reach_the_loss_of_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__, str(tmp_path)], capture_output=True, text=True, timeout=300
@@ -58,8 +73,9 @@ def test_two_processes_reach_the_loss_of_one(tmp_path: Path) -> None:
     # Both processes end with the same answer; only one of them tells and writes.
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [f"epoch {k} of 3" for k in (1, 2, 3)]
     found = sorted(json.loads(line) for line in done.stdout.splitlines())
-    assert [main for main, _ in found] == [False, True] and found[0][1] == found[1][1]
-    two, one = load_run(tmp_path), fit_run(config(1), lopsided(), progress=False)
+    assert [main for main, _, _ in found] == [False, True] and found[0][1:] == found[1][1:]
+    two, (one, norms) = load_run(tmp_path), fit_and_measure(1, None)
+    assert found[0][2] == pytest.approx(norms, rel=1e-3) and len(norms) == 9
     assert two.best_epoch == one.best_epoch
     for row, alone in zip(two.history, one.history, strict=True):
         for key, value in alone.items():
@@ -71,5 +87,5 @@ def test_two_processes_reach_the_loss_of_one(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    fitted = fit_run(config(2), lopsided(), Path(sys.argv[1]))
-    print(json.dumps([is_main(), fitted.history]), flush=True)
+    fitted, sizes = fit_and_measure(2, Path(sys.argv[1]))
+    print(json.dumps([is_main(), fitted.history, sizes]), flush=True)
