@@ -11,7 +11,7 @@ from affectrt.affect import EMOTIONS
 from affectrt.errors import AffectError
 from affectrt_training.data.clips import acted_clips
 from affectrt_training.data.faces import ferplus
-from affectrt_training.data.text import meld, meld_rated, mosi, spoken, sst5, sst_phrases, undo_treebank
+from affectrt_training.data.text import meld, mosi, spoken, sst5, sst_phrases, undo_treebank
 from affectrt_training.data.voice import acted_speech
 from affectrt_training.labels import emotion_index
 
@@ -33,7 +33,6 @@ def test_sentences(tmp_path: Path) -> None:
     _write(tmp_path / "text/sst5.csv", "split,label_0_4,text\ntrain,0,Dull .\ntrain,4,It 's `` great '' !\n")
     assert [(s.text, s.sentiment) for s in mosi(tmp_path, "train")] == [("IT WAS GOOD", 2.4)]
     assert [s.sentiment for s in mosi(tmp_path, "valid")] == [-1.0]
-    assert [(s.sentiment, s.emotion) for s in meld_rated(tmp_path, "train")] == [(1.5, EMOTIONS.index("joy"))]
     assert [s.sentiment for s in meld(tmp_path, "train")] == [None]
     assert [(s.text, s.emotion) for s in meld(tmp_path, "train")] == [("Oh, great!", EMOTIONS.index("joy"))]
     assert [(s.text, s.sentiment) for s in sst5(tmp_path, "train")] == [

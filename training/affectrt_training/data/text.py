@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,6 @@ Split = Literal["train", "valid"]
 SST_CENTRE = 2
 SST_POINTS_PER_CLASS = 1.5
 """SST's five classes, spread over the sentiment scale: 0…4 → −3…3."""
-
-MELD_SENTIMENT = {"negative": -1.5, "neutral": 0.0, "positive": 1.5}
-"""MELD's three classes on the sentiment scale, each in the middle of its part of it."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +41,13 @@ def mosi(root: Path, split: Split) -> list[Sentence]:
 
 
 def meld(root: Path, split: Split) -> list[Sentence]:
-    """MELD dialogue turns with their emotion; see :func:`meld_rated` for the coarse sentiment."""
-    return [replace(sentence, sentiment=None) for sentence in meld_rated(root, split)]
+    """MELD dialogue turns with their emotion.
 
-
-def meld_rated(root: Path, split: Split) -> list[Sentence]:
-    """MELD dialogue turns with their emotion and, by :data:`MELD_SENTIMENT`, their coarse sentiment."""
-    return [
-        Sentence(row["text"], MELD_SENTIMENT[row["sentiment"]], emotion_index(row["emotion"]))
-        for row in _rows(root / "text/meld_train_valid.csv", split)
-    ]
+    The coarse sentiment column is not used: half of the turns are neutral, and a model that learns so takes
+    what sounds spoken for neutral.
+    """
+    rows = _rows(root / "text/meld_train_valid.csv", split)
+    return [Sentence(row["text"], emotion=emotion_index(row["emotion"])) for row in rows]
 
 
 def sst5(root: Path, split: Split) -> list[Sentence]:

@@ -1,8 +1,7 @@
 """MiniLM learns what phrases feel like, then how CMU-MOSI rates utterances, several times over.
 
 1. **read**: an adapter on MiniLM learns the treebank's phrase labels, from single words to whole
-   sentences, written as transcripts are, and MELD's turns, their coarse
-   sentiment and emotion. Most of what MOSI asks is learnt here.
+   sentences, written as transcripts are, and the emotions of MELD's turns. Most of what MOSI asks is learnt here.
 2. **rate**: from there, MOSI's own utterances, once for each of several orders.
 3. The weights of all of them are averaged (arXiv:2203.05482): one model as good as their ensemble, at the
    price of one.
@@ -115,9 +114,7 @@ def _to_read(data: Path, neutral_kept: float, seed: int) -> list[Sentence]:
         for phrase in corpora.sst_phrases(data)
         if abs(phrase.sentiment or 0.0) >= NEUTRAL or luck.random() < neutral_kept
     ]
-    turns = [
-        replace(turn, text=text) for turn in corpora.meld_rated(data, "train") if (text := spoken(turn.text))
-    ]
+    turns = [replace(turn, text=text) for turn in corpora.meld(data, "train") if (text := spoken(turn.text))]
     return phrases + corpora.sst5(data, "train") + turns
 
 
