@@ -1,7 +1,8 @@
 """MiniLM learns what phrases feel like, then how CMU-MOSI rates utterances, several times over.
 
 1. **read**: an adapter on MiniLM learns the treebank's phrase labels, from single words to whole
-   sentences, written as transcripts are, and the emotions of MELD's turns. Most of what MOSI asks is learnt here.
+   sentences, written as transcripts are, and the emotions of MELD's turns. Most of what MOSI asks is learnt
+   here.
 2. **rate**: from there, MOSI's own utterances, once for each of several orders.
 3. The weights of all of them are averaged (arXiv:2203.05482): one model as good as their ensemble, at the
    price of one.
