@@ -27,7 +27,7 @@ WINDOW_S = 1.7
 pytestmark = pytest.mark.usefixtures("poisoned_scratch")
 
 
-def causal(text: int, audio: int, vision: int, model: int, **sizes: int) -> GhrnnCmaConfig:
+def causal(text: int, audio: int, vision: int, model: int, **sizes: Any) -> GhrnnCmaConfig:
     return GhrnnCmaConfig(
         text_dim=text,
         audio_dim=audio,
