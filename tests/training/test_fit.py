@@ -88,9 +88,9 @@ def run_copy(finished: tuple[Path, Fitted], tmp_path: Path) -> Path:
 
 def test_it_learns_and_keeps_the_best_epoch() -> None:
     dataset = synthetic()
-    fitted = fit_run(config(epochs=25, patience=25, lr=2e-2, modality_dropout=0.0), dataset, progress=False)
+    fitted = fit_run(config(epochs=15, patience=15, lr=2e-2, modality_dropout=0.0), dataset, progress=False)
     maes = [float(row["mae"] or 0) for row in fitted.history]
-    assert len(maes) == 25 and fitted.best_epoch == 1 + int(np.argmin(maes))
+    assert len(maes) == 15 and fitted.best_epoch == 1 + int(np.argmin(maes))
     rated = [e for e in dataset.split("valid") if e.sentiment is not None]
     constant = np.abs(np.array([e.sentiment for e in rated], float)).mean()
     assert fitted.metrics["mae"] == min(maes) < 0.6 * constant
@@ -134,9 +134,9 @@ def test_the_seed_decides_and_nothing_else(finished: tuple[Path, Fitted]) -> Non
 
 
 def test_it_stops_when_nothing_gets_better() -> None:
-    fitted = fit_run(config(epochs=30, patience=2, lr=1e-9, warmup=0.0), synthetic(), progress=False)
+    fitted = fit_run(config(epochs=30, patience=2, lr=1e-30), synthetic(), progress=False)
     maes = [float(row["mae"] or 0) for row in fitted.history]
-    assert len(maes) == fitted.best_epoch + 2 < 30
+    assert fitted.best_epoch == 1 and len(maes) == 3
 
 
 @pytest.mark.parametrize(("select", "better"), [("acc7", max), ("uar", max), ("mae", min)])
@@ -248,7 +248,7 @@ def test_a_run_can_be_broken_off_after_any_epoch(
 
 
 def test_patience_goes_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = config(epochs=30, patience=3, lr=1e-9, warmup=0.0)
+    run = config(epochs=30, patience=3, lr=1e-30)
     whole = fit_run(run, synthetic(), progress=False)
     interrupted(tmp_path, len(whole.history) - 1, run, monkeypatch)
     assert_same(fit_run(run, synthetic(), tmp_path, resume=True, progress=False), whole)
