@@ -64,7 +64,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=RECIPES,
         help="or what to train by recipe; --data is then the folder of the data sets "
-        f"(default: ${DATA_VARIABLE}), docs/training.md says what lies in it",
+        f"(default: ${DATA_VARIABLE}), docs/starter.md says what lies in it",
     )
     add_data_options(parser, required=False)
     parser.add_argument("--config", type=Path, metavar="run.yaml", help="settings of the run")
@@ -121,7 +121,7 @@ def _train_recipe(args: argparse.Namespace) -> None:
         raise AffectError(
             "train.no_data",
             f"recipes need the folder of their data sets: pass --data DIR or set {DATA_VARIABLE}; see "
-            f"docs/training.md",
+            f"docs/starter.md",
         )
     _require_libraries()
     RECIPES[args.recipe].run(args, Path(given))

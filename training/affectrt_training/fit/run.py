@@ -28,7 +28,6 @@ from affectrt_training.encoders.text import TextEncoder
 from affectrt_training.fit.checkpoint import Fitted, begin_run, finish_run, is_finished, load_run
 from affectrt_training.fit.course import Course, Progress, read_state, tell
 from affectrt_training.fit.network import Network
-from affectrt_training.fit.precision import wide_recurrences
 from affectrt_training.fit.prepare import Reader, all_dims, check_labels, check_rows, fingerprint, text_from
 from affectrt_training.fit.settings import RunConfig, TrainingConfig
 from affectrt_training.fit.stage import Stage, seed_all
@@ -201,8 +200,7 @@ def _train(training: TrainingConfig, stage: Stage, course: Course, folder: Path 
         trainer.precision_plugin.load_state_dict(stage.resumed["precision"])
     interrupts = signal.getsignal(signal.SIGINT)
     try:
-        with wide_recurrences(stage.network):
-            trainer.fit(stage)
+        trainer.fit(stage)
     except SystemExit as error:
         # What Lightning makes of Ctrl-C, after it has stopped listening to any further one.
         signal.signal(signal.SIGINT, interrupts)

@@ -126,7 +126,8 @@ class GatedRecurrence(nn.Module):
                 self.bias.append(nn.Parameter(torch.zeros(streams, blocks * hidden_dim)))
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        last = x
+        # Autocast knows nothing of the operator. Rounding adds up over steps: the weights' precision it is.
+        x = last = x.to(self.bias[0].dtype)
         for layer in range(self.layers):
             results = [
                 gated_rnn(
