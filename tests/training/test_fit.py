@@ -167,7 +167,6 @@ def test_half_precision_trains(system: str, model: dict[str, object]) -> None:
     losses = [[row["loss"] or math.nan for row in fitted.history] for fitted in (half, single)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
     assert next(half.model.parameters()).dtype == torch.float32
-    assert not any(module._forward_pre_hooks for module in half.model.modules())
 
 
 def test_progress_is_a_line_an_epoch_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
