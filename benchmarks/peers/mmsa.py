@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -35,6 +36,8 @@ MODELS = {
     "MULT": "mult",
 }
 """What MMSA calls them → the system of ours that is nearest."""
+PATIENCE_S = 30.0
+"""After its last job a process gets this long to end by itself."""
 LEAST_STEPS = 5
 """MULT's convolutions are five steps wide and don't pad."""
 
@@ -205,13 +208,16 @@ class Worker:
     def close(self) -> int | None:
         """End the process; returns its exit status."""
         process, self._process = self._process, None
-        if process is None:
+        if process is None or process.stdin is None:
             return None
-        try:
-            process.communicate(timeout=10)
-        except (subprocess.TimeoutExpired, BrokenPipeError):
-            process.kill()
-        return process.wait()
+        with process:  # which closes the pipes and waits
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # it ends when there are no more jobs
+            try:
+                process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return process.returncode
 
     def __enter__(self) -> Worker:
         return self

@@ -293,17 +293,24 @@ def test_one_report_holds_ours_and_theirs_and_says_who_failed(
     assert "`MMSA TFN`" in capsys.readouterr().out
 
 
-def test_mmsa_itself_learns_and_repeats_itself(run: Run, tmp_path: Path) -> None:
-    if not (ENVIRONMENT / "bin" / "python").exists():
+def test_mmsa_itself_learns_and_repeats_itself(bench: Benchmarks, dataset: Dataset, tmp_path: Path) -> None:
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
         pytest.skip("MMSA isn't there: run 'python -m benchmarks.peers_mmsa' once")
-    words = ("--peers", "LF_DNN,MULT", "--env", str(ENVIRONMENT), "--epochs-cap", "3")
-    found: list[Any] = []
-    for _ in range(2):
-        assert run(*words) == 0
-        figures = json.loads((tmp_path / "out" / "report.json").read_text())
-        found.append([row["scores"]["mae"] for row in figures["rows"] if row["source"] == "MMSA 2.2.1"])
-        for file in (tmp_path / "out" / "work").glob("mmsa-*/*.safetensors"):
-            file.unlink()
-    assert found[0] == found[1] and len(found[0]) == 2
-    settings = figures["rows"][2]["settings"]["model"]
-    assert (settings["batch_size"], settings["learning_rate"]) == (128, 0.001)
+    part = parts_of(dataset, 5)[0]
+    bench.mmsa.write_pickle(part, WIDTHS, "front", tmp_path / "fold1.pkl")
+    job = {"seed": 3, "data": str(tmp_path / "fold1.pkl"), "settings": {"batch_size": 8},
+           "epochs_cap": 2, "scratch": str(tmp_path / "weights.pth")}  # fmt: skip
+    with bench.mmsa.Worker(python, tmp_path / "log") as worker:
+        names = [*bench.mmsa.MODELS, "LF_DNN"]
+        answers = [worker.ask({**job, "model": name.lower()}) for name in names]
+        assert "no settings speed" in worker.ask({**job, "model": "tfn", "settings": {"speed": 1}})["error"]
+    for name, answer in zip(names, answers, strict=True):
+        assert answer.get("error") is None, name
+        assert list(answer["held"]) == [e.id for e in part.held]
+        assert list(answer["valid"]) == [e.id for e in part.valid]
+        assert np.isfinite(list(answer["held"].values())).all()
+        assert (answer["epochs"], answer["settings"]["batch_size"]) == (2, 8)
+    assert answers[0]["held"] == answers[-1]["held"]
+    assert answers[0]["settings"]["learning_rate"] == 0.001
+    assert not (tmp_path / "weights.pth").exists()
