@@ -178,6 +178,7 @@ def test_the_whole_is_its_weighted_parts() -> None:
     batch = make_batch([1.0, NAN, -2.0, 1.2, 0.0, -2.2], [1, 1, -1, 3, 3, 0], {"vision": [0, 2, 1, 1, 1, 1]})
     config = LossConfig(emotion_weight=0.7, across_weight=0.3, within_weight=0.2, temperature=0.5)
     parts = {name: value.item() for name, value in total_loss(fused, batch, config).items()}
+    assert parts.pop("rating") == 0  # no model here names classes
     assert set(parts) == {"loss", "sentiment", "emotion", "across", "within"}
     assert min(parts.values()) > 0
     want = parts["sentiment"] + 0.7 * parts["emotion"] + 0.3 * parts["across"] + 0.2 * parts["within"]

@@ -13,6 +13,8 @@ from affectrt_training.data.dataset import Example
 from affectrt_training.encoders.text import LoraSettings, TextSettings
 from affectrt_training.fit.checkpoint import load_run
 from affectrt_training.fit.predict import predict
+from affectrt_training.losses import LossConfig, total_loss
+from affectrt_training.models.fusion import Fused
 from affectrt_training.models.text_mean import TextMean, TextMeanConfig
 from affectrt_training.recipes.mosi_text.recipe import MosiTextRecipe, train_mosi_text
 
@@ -72,6 +74,17 @@ def test_the_average_of_the_runs_stays_and_is_what_was_measured(data: Path, tmp_
     assert scores["CMU-MOSI valid"]["mae"] == pytest.approx(np.abs(said - [2.4, -1.8]).mean(), abs=1e-6)
     # A finished training is not begun again.
     assert train_mosi_text(data, folder, seed=3, recipe=RECIPE) == scores
+
+
+def test_naming_the_class_is_one_more_part_of_the_loss() -> None:
+    logits = torch.randn(3, 7)
+    fused = Fused(torch.zeros(3), torch.zeros(3, 7), {}, logits)
+    batch = {"sentiment": torch.tensor([-2.6, torch.nan, 0.4]), "emotion": torch.tensor([-1, -1, -1])}
+    parts = total_loss(fused, batch, LossConfig(rating_weight=0.5))
+    named = -(logits[0].log_softmax(0)[0] + logits[2].log_softmax(0)[3]) / 2
+    torch.testing.assert_close(parts["rating"], named)
+    torch.testing.assert_close(parts["loss"], torch.tensor((2.6 + 0.4) / 2) + 0.5 * named)
+    assert total_loss(fused, batch, LossConfig())["rating"] == 0
 
 
 def test_the_baseline_is_the_mean_of_the_valid_rows() -> None:

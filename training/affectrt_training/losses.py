@@ -36,21 +36,24 @@ class LossConfig:
     """Of the contrast between modalities; see :func:`across_loss`."""
     within_weight: float = 0.1
     """Of the contrast within each modality; see :func:`within_loss`."""
+    rating_weight: float = 0.0
+    """Of the cross-entropy of the sentiment's seven classes, for models that name them. Absolute error
+    asks for the median alone; the classes also tell apart what lies on one side of it."""
     temperature: float = 0.1
     """Of both contrasts: cosines are divided by it. No paper states its own; that of arXiv:2004.11362."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"temperature: expected a positive number, got {self.temperature}")
-        if min(self.emotion_weight, self.across_weight, self.within_weight) < 0:
+        if min(self.emotion_weight, self.across_weight, self.within_weight, self.rating_weight) < 0:
             raise ValueError("weights of losses: expected none below 0")
 
 
 def total_loss(fused: Fused, batch: Mapping[str, Tensor], config: LossConfig) -> dict[str, Tensor]:
     """What a model made of a batch of ``data.dataset.collate`` → ``loss`` and its parts before weighting.
 
-    Parts: ``sentiment`` (mean absolute error), ``emotion`` (cross-entropy), ``across`` and ``within``; all
-    scalars. A contrast of weight 0 isn't computed and is 0.
+    Parts: ``sentiment`` (mean absolute error), ``emotion`` and ``rating`` (cross-entropies), ``across`` and
+    ``within``; all scalars. A contrast or rating of weight 0 isn't computed and is 0.
     """
     present = {modality: batch[f"{modality}_lengths"] > 0 for modality in fused.views}
     across = within = fused.sentiment.new_zeros(())
@@ -59,6 +62,9 @@ def total_loss(fused: Fused, batch: Mapping[str, Tensor], config: LossConfig) ->
     if fused.views and config.within_weight:
         labels = (sentiment_classes(batch["sentiment"]), batch["emotion"])
         within = within_loss(fused.views, present, labels, config.temperature)
+    rating = fused.sentiment.new_zeros(())
+    if fused.rating_logits is not None and config.rating_weight:
+        rating = masked_cross_entropy(fused.rating_logits, sentiment_classes(batch["sentiment"]))
     sentiment = masked_l1(fused.sentiment, batch["sentiment"])
     emotion = masked_cross_entropy(fused.emotion_logits, batch["emotion"])
     loss = (
@@ -66,8 +72,10 @@ def total_loss(fused: Fused, batch: Mapping[str, Tensor], config: LossConfig) ->
         + config.emotion_weight * emotion
         + config.across_weight * across
         + config.within_weight * within
+        + config.rating_weight * rating
     )
-    return {"loss": loss, "sentiment": sentiment, "emotion": emotion, "across": across, "within": within}
+    parts = {"sentiment": sentiment, "emotion": emotion, "across": across, "within": within, "rating": rating}
+    return {"loss": loss, **parts}
 
 
 def masked_l1(prediction: Tensor, truth: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class Network(nn.Module):
         fused = self.fusion.fuse(**given)
         # Half precision is for the layers, not for losses.
         views = {modality: view.float() for modality, view in fused.views.items()}
-        return Fused(fused.sentiment.float(), fused.emotion_logits.float(), views)
+        rating = None if fused.rating_logits is None else fused.rating_logits.float()
+        return Fused(fused.sentiment.float(), fused.emotion_logits.float(), views, rating)
 
     def frozen(self) -> set[str]:
         """Names of the parameters that training leaves as they came, which no checkpoint needs."""

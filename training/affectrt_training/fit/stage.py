@@ -98,7 +98,8 @@ class Stage(lightning.LightningModule):
         unused = 0.0
         if self.trainer.world_size > 1:
             # Every output belongs to the graph: DDP waits for the gradient of every parameter.
-            unused = sum(view.sum() for view in fused.views.values()) * 0.0
+            outputs = [*fused.views.values(), *([] if fused.rating_logits is None else [fused.rating_logits])]
+            unused = sum(output.sum() for output in outputs) * 0.0
             fused, batch = self._whole_batch(fused, batch)
         loss: Tensor = total_loss(fused, batch, self.run_config.loss)["loss"] + unused
         self.losses.append(loss.detach())
@@ -118,7 +119,8 @@ class Stage(lightning.LightningModule):
 
         labels = ("sentiment", "emotion", *(f"{m}_lengths" for m in MODALITIES))
         views = {modality: whole(view) for modality, view in fused.views.items()}
-        together = Fused(whole(fused.sentiment), whole(fused.emotion_logits), views)
+        rating = None if fused.rating_logits is None else whole(fused.rating_logits)
+        together = Fused(whole(fused.sentiment), whole(fused.emotion_logits), views, rating)
         return together, {key: whole(batch[key]) for key in labels}
 
     def on_validation_epoch_start(self) -> None:

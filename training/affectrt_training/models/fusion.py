@@ -16,6 +16,10 @@ from affectrt.affect import EMOTIONS, SENTIMENT_LIMIT, Modality
 TEXT, AUDIO, VISION = range(3)
 
 
+RATINGS = 7
+"""Classes of sentiment, as acc-7 counts them: -3 … 3."""
+
+
 @dataclass(frozen=True)
 class FusionConfig:
     """What the configs of all fusion models begin with."""
@@ -39,6 +43,8 @@ class Fused:
     views: Mapping[Modality, Tensor] = field(default_factory=dict)
     """(B, d) of each modality before they are fused, alike in width: what contrastive losses compare.
     Empty for models whose paper has no such loss."""
+    rating_logits: Tensor | None = None
+    """(B, 7) of the sentiment's classes -3 … 3, from models that also name them while training."""
 
 
 class WithHeads(nn.Module):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from affectrt_training.models.fusion import Fused, FusionConfig, FusionModel
+from affectrt_training.models.fusion import RATINGS, Fused, FusionConfig, FusionModel
 from affectrt_training.models.parts import valid_steps
 
 
@@ -17,6 +17,8 @@ class TextMeanConfig(FusionConfig):
 
     dropout: float = 0.1
     """On the mean, while training."""
+    ratings: bool = False
+    """Whether a head of its own names the sentiment's class, for the loss ``rating_weight``."""
 
 
 class TextMean(FusionModel):
@@ -34,6 +36,7 @@ class TextMean(FusionModel):
         self.null = nn.Parameter(torch.zeros(config.text_dim))
         self.dropout = nn.Dropout(config.dropout)
         self.add_heads(config.text_dim)
+        self.rating = nn.Linear(config.text_dim, RATINGS) if config.ratings else None
 
     def fuse(
         self,
@@ -49,4 +52,6 @@ class TextMean(FusionModel):
         total = text.masked_fill(~valid, 0.0).sum(1)
         present = (text_lengths > 0).unsqueeze(1)
         mean = torch.where(present, total / text_lengths.clamp(min=1).unsqueeze(1), self.null)
-        return self.answer(self.dropout(mean))
+        pooled = self.dropout(mean)
+        fused = self.answer(pooled)
+        return fused if self.rating is None else replace(fused, rating_logits=self.rating(pooled))

@@ -36,6 +36,9 @@ NEUTRAL = 0.1
 EMOTION_WEIGHT = 0.2
 """Few examples of a batch have an emotion, and the loss is their mean."""
 
+RATING_WEIGHT = 0.5
+"""Of naming the sentiment's class beside its value."""
+
 
 @dataclass(frozen=True)
 class MosiTextRecipe:
@@ -102,9 +105,8 @@ def train_mosi_text(
 
 
 def _config(recipe: MosiTextRecipe, training: TrainingConfig) -> RunConfig:
-    return RunConfig(
-        "text-mean", text=recipe.text, training=training, loss=LossConfig(emotion_weight=EMOTION_WEIGHT)
-    )
+    loss = LossConfig(emotion_weight=EMOTION_WEIGHT, rating_weight=RATING_WEIGHT)
+    return RunConfig("text-mean", model={"ratings": True}, text=recipe.text, training=training, loss=loss)
 
 
 def _to_read(data: Path, neutral_kept: float, seed: int) -> list[Sentence]:
