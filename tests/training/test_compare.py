@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from affectrt_training.evaluation import fits
 from affectrt_training.evaluation.compare import Protocol, compare
 from affectrt_training.evaluation.conclusion import Comparison, conclude
 from affectrt_training.evaluation.contrasts import contrasts
-from affectrt_training.evaluation.fits import Fit, Fitted, load, path_of, run
+from affectrt_training.evaluation.fits import Fit, Fitted, load, path_of, run, run_all
 from affectrt_training.evaluation.measures import MEASURES
 from affectrt_training.evaluation.plan import Entry, Part, parts_of
 from affectrt_training.evaluation.report import markdown
@@ -241,6 +242,8 @@ def test_rows_are_systems_variants_and_those_trained_without() -> None:
     assert (small.config.training.epochs, small.config.training.lr) == (3, 1e-4)
     assert rows["ef-lstm heard"].modalities == ("audio",)
     assert rows["ghrnn-cma without text"].modalities == ("audio",)
+    spoken = Dataset("d", {"all": [Example("1", {}, ("so",), sentiment=0.0)]}, {"audio": 3})
+    assert [row.label for row in entries_of(args, spoken)] == list(rows)  # words are text, too
     assert not any(row.stressed for row in entries_of(_parse("--models", "mulg", "--robustness"), dataset))
     assert [row.kind for row in entries_of(_parse("--models", "text-mean"), dataset)] == ["baseline"]
 
@@ -271,26 +274,29 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_a_worker_gives_the_same_fit(tmp_path: Path) -> None:
+def test_workers_give_the_same_fits(tmp_path: Path) -> None:
     examples = [_example(k, (k % 7) - 3.0) for k in range(12)]
     dataset = Dataset("d", {"train": examples[:8], "valid": examples[8:]}, WIDTHS)  # type: ignore[arg-type]
     config = RunConfig("ef-lstm", training=replace(RunConfig("").training, epochs=1))
     (part,) = parts_of(dataset, None)
-    fit = Fit(Entry("ef-lstm", config, "peer"), dataset, part, 5, path_of(tmp_path, "ef-lstm", "valid", 5))
-    assert load(fit) is None
-    run(fit)
-    here = load(fit)
-    fit.path.unlink()
-    fits._begin(pickle.loads(pickle.dumps([fit])))
-    fits._run_one(0)
-    there = load(fit)
-    assert here is not None and there is not None
-    for name, array in here.arrays.items():
-        np.testing.assert_array_equal(array, there.arrays[name])
+    entry = Entry("ef-lstm", config, "peer")
+    two = [Fit(entry, dataset, part, seed, path_of(tmp_path, "ef-lstm", "valid", seed)) for seed in (5, 6)]
+    assert load(two[0]) is None
+    heard: list[float] = []
+    there = run_all(two, 2, heard.append)
+    assert heard == [0, 1, 2]
+    for fit, kept in zip(two, there, strict=True):
+        fit.path.unlink()
+        run(fit)
+        here = load(fit)
+        assert here is not None
+        for name, array in here.arrays.items():
+            np.testing.assert_array_equal(array, kept.arrays[name])
+    fit = two[0]
     # Whatever decides the outcome decides whether it counts as done.
     other = replace(config, training=replace(config.training, lr=0.1))
     for changed in (
-        replace(fit, seed=6),
+        replace(fit, seed=7),
         replace(fit, entry=replace(fit.entry, config=other)),
         replace(fit, entry=replace(fit.entry, modalities=("text",))),
         replace(fit, part=Part("valid", examples[1:8], part.valid, part.held)),
@@ -380,6 +386,35 @@ def test_a_stopped_run_goes_on_and_trains_only_what_is_missing(
     assert after == before
     with pytest.raises(AffectError, match="ef-lstm more than once"):
         compare(dataset, entries_of(args, dataset)[1:] * 2, Protocol(2, [0]), folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
+def test_workers_end_with_a_comparison_that_is_killed(compared: tuple[Path, list[str]]) -> None:
+    folder, words = compared
+    endless = [*words[: words.index("-o")], "--jobs", "2", "-o", str(folder / "killed")]
+    endless += ["--set", "training.epochs=100000", "training.patience=100000"]
+    with subprocess.Popen([sys.executable, "-m", "affectrt", "compare", *endless]) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        workers: list[int] = []
+        try:
+            while sum(_is_training(pid) for pid in workers) < 2:
+                assert parent.poll() is None
+                time.sleep(0.2)
+                workers = [int(pid) for pid in children.read_text().split()]
+        finally:
+            parent.kill()
+    deadline = time.monotonic() + 30
+    while any(_is_training(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _is_training(pid: int) -> bool:
+    """Whether this process is a worker, and alive; not so the tracker that Python starts beside them."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def rows_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

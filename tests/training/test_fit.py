@@ -429,6 +429,7 @@ def test_a_model_that_runs_away_is_named() -> None:
         ({"epochs": 0}, "config.value"),
         ({"warmup": 1.0}, "config.value"),
         ({"lr": 0}, "config.value"),
+        ({"layer_decay": 0}, "config.value"),
         ({"seed": -1}, "config.value"),
     ],
 )
@@ -507,3 +508,4 @@ def test_the_learning_rate_rises_then_falls() -> None:
     assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0, abs=1e-9)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert [rate(step, 10, 0.0, "constant") for step in (0, 9)] == [1.0, 1.0]
+    assert [rate(step, 10, 0.2, "linear") for step in (2, 4, 6, 10)] == [1.0, 0.75, 0.5, 0.0]

@@ -18,12 +18,16 @@ from affectrt.errors import AffectError
 from affectrt_training.config import build
 from affectrt_training.data.dataset import Dataset, Example, FloatMatrix
 from affectrt_training.encoders.text import TextEncoder, TextSettings
+from affectrt_training.fit.batches import Examples
 from affectrt_training.fit.checkpoint import Fitted, load_run
 from affectrt_training.fit.course import Course
+from affectrt_training.fit.network import Network
 from affectrt_training.fit.predict import predict
 from affectrt_training.fit.run import fit_run
 from affectrt_training.fit.settings import RunConfig
+from affectrt_training.fit.stage import Stage
 from affectrt_training.fit.storage import read_tensors, write_tensors
+from affectrt_training.models.registry import create
 
 GOOD, BAD = ("great", "happy", "love"), ("awful", "sad", "hate")
 
@@ -95,6 +99,31 @@ def test_a_run_learns_from_words_and_reads_them_from_its_folder(
 def encoder_weights(fitted: Fitted) -> dict[str, torch.Tensor]:
     assert fitted.encoder is not None
     return fitted.encoder.adapter()
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_lower_layers_learn_slower(bert: Path, tmp_path: Path, tuning: str) -> None:
+    folder = tmp_path / "three-layers"
+    deeper = BertConfig.from_pretrained(bert)
+    deeper.num_hidden_layers = 3
+    BertModel(deeper).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes((bert / "tokenizer.json").read_bytes())
+    run = config(folder, tuning, encoder_lr=0.01, layer_decay=0.5)
+    network = Network(
+        create(run.system, {"text": 16, "audio": 1, "vision": 1}, run.model), TextEncoder(run.text)
+    )
+    none = Examples([], {})
+    optimizer = Stage(run, network, none, none).configure_optimizers()["optimizer"]
+    peaks = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert network.encoder is not None
+    found = {
+        name: peaks.pop(id(p)) for name, p in network.encoder.named_parameters() if p.requires_grad
+    }  # fmt: skip
+    for layer, expected in ((2, 0.01), (1, 0.005), (0, 0.0025)):
+        assert {lr for name, lr in found.items() if f"layer.{layer}." in name} == {expected}
+    below = {lr for name, lr in found.items() if "embeddings" in name}
+    assert below == ({0.00125} if tuning == "full" else set())
+    assert set(peaks.values()) == {run.training.lr}  # what is left is the model's
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

@@ -53,6 +53,12 @@ class Dataset:
     cleared: Mapping[Modality, int] = field(default_factory=dict)
     """Feature values that were NaN or infinite and became 0."""
 
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those that occur; words are text before they have rows."""
+        words = any(example.words for part in self.splits.values() for example in part)
+        return tuple(m for m in MODALITIES if m in self.dims or (m == "text" and words))
+
     def split(self, name: str) -> Sequence[Example]:
         """Raises ``data.no_split`` naming those there are."""
         if name not in self.splits:

@@ -103,7 +103,7 @@ def without(label: str, modality: str) -> str:
 
 def without_each(entry: Entry, dataset: Dataset) -> list[Entry]:
     """The same system trained without one modality, for each that the data have, where two remain."""
-    there = [m for m in MODALITIES if m in dataset.dims and m in entry.modalities]
+    there = [m for m in dataset.modalities if m in entry.modalities]
     if len(there) < 2:
         return []
     return [

@@ -31,6 +31,9 @@ class TrainingConfig:
     """Peak learning rate of the fusion model."""
     encoder_lr: float = 5e-5
     """Peak learning rate of a text encoder that is tuned."""
+    layer_decay: float = 1.0
+    """Each layer of a tuned encoder learns this much slower than the one above it (arXiv:1801.06146, §3.2);
+    1: all alike."""
     weight_decay: float = 0.01
     """AdamW's, decoupled from the gradient (arXiv:1711.05101)."""
     gradient_clip: float = 1.0
@@ -39,8 +42,8 @@ class TrainingConfig:
     """Of the arithmetic; weights stay float32. ``16-mixed`` needs a GPU."""
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises from 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """What the learning rate does after that: falls to 0 along half a cosine, or stays."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """What the learning rate does after that: falls to 0 along half a cosine or a line, or stays."""
     modality_dropout: float = 0.1
     """Chance that a present modality is taken away while training; an example never loses its last one."""
     select: Select = "auto"
@@ -64,6 +67,8 @@ class TrainingConfig:
         for name in ("weight_decay", "gradient_clip", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: expected a share in (0, 1], got {self.layer_decay}")
         for name in ("warmup", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")

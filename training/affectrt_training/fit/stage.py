@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from affectrt.affect import EMOTIONS, MODALITIES
@@ -143,8 +144,12 @@ class Stage(lightning.LightningModule):
         training = self.run_config.training
         groups = [{"params": list(self.network.fusion.parameters()), "lr": training.lr}]
         if self.network.encoder is not None:
-            tuned = [p for p in self.network.encoder.parameters() if p.requires_grad]
-            groups.append({"params": tuned, "lr": training.encoder_lr})
+            by_depth = tuned_by_depth(self.network.encoder)
+            groups += [
+                {"params": tuned, "lr": training.encoder_lr * training.layer_decay**depth}
+                for depth, tuned in enumerate(by_depth)
+                if tuned
+            ]
         # Fused is several times faster on so many small tensors; Lightning can't clip it in half precision.
         optimizer = torch.optim.AdamW(
             groups, weight_decay=training.weight_decay, fused=training.precision == "32-true"
@@ -166,7 +171,21 @@ def rate(step: int, steps: int, warmup: float, schedule: str) -> float:
         return (step + 1) / (rising + 1)
     if schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1.0, steps - rising))))
+    done = min(1.0, (step - rising) / max(1.0, steps - rising))
+    return 1.0 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def tuned_by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """What training changes of an encoder: the top layer first, what lies below all layers last.
+
+    Layers are told by the first number in their parameters' names, as in ``encoder.layer.3.output.weight``.
+    """
+    found: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad:
+            number = re.search(r"\.(\d+)\.", name)
+            found.setdefault(int(number[1]) if number else -1, []).append(parameter)
+    return [found.get(layer, []) for layer in range(max(found, default=-1), -2, -1)]
 
 
 def seed_all(seed: int, epoch: int, rank: int = 0) -> None:

@@ -37,7 +37,10 @@ EMOTION_WEIGHT = 0.2
 """Few examples of a batch have an emotion, and the loss is their mean."""
 
 RATING_WEIGHT = 0.5
-"""Of naming the sentiment's class beside its value."""
+"""Of naming the sentiment's class beside its value while reading; while rating only the value counts."""
+
+SHORT = 3
+"""Words of a short phrase."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,25 @@ class MosiTextRecipe:
     """MiniLM (22.7 M parameters) with an adapter on every linear layer."""
     read: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            epochs=1, batch_size=64, lr=1e-3, encoder_lr=6e-4, warmup=0.06,
-            precision="bf16-mixed", modality_dropout=0.0,
+            epochs=1, batch_size=64, lr=1e-3, encoder_lr=8e-4, layer_decay=0.9, warmup=0.06,
+            schedule="linear", precision="bf16-mixed", modality_dropout=0.0,
         )
     )  # fmt: skip
     """Of the first stage."""
     rate: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            epochs=2, patience=2, batch_size=32, lr=2e-4, encoder_lr=2e-4, warmup=0.06,
-            precision="bf16-mixed", modality_dropout=0.0,
+            epochs=2, patience=2, batch_size=32, lr=2e-4, encoder_lr=2e-4, layer_decay=0.9, warmup=0.06,
+            schedule="linear", precision="bf16-mixed", modality_dropout=0.0,
         )
     )  # fmt: skip
     """Of the second."""
     rates: int = 5
     """Runs of the second stage whose weights are averaged."""
-    neutral_kept: float = 0.4
-    """Share of the neutral phrases that are read: they are two in three, and say least."""
+    neutral_kept: tuple[float, float] = (0.3, 0.65)
+    """Share of the neutral phrases that are read, of short and of longer ones: they are two in three, and say
+    least."""
+    bare: float = 0.5
+    """Share of phrases and turns that lose their apostrophes: CMU-MOSI's transcripts have none."""
 
 
 def train_mosi_text(
@@ -85,15 +91,16 @@ def train_mosi_text(
     )
     reading = Dataset(
         "SST phrases and MELD",
-        {"train": _examples(_to_read(data, recipe.neutral_kept, seed)), "valid": mosi.split("valid")},
+        {"train": _examples(_to_read(data, recipe, seed)), "valid": mosi.split("valid")},
         {},
     )
     stages = folder / "stages"
-    read = fit_run(_config(recipe, replace(recipe.read, seed=seed)), reading, stages / "read", resume=True)
-    config = _config(recipe, recipe.rate)
+    read = fit_run(
+        _config(recipe, replace(recipe.read, seed=seed), RATING_WEIGHT), reading, stages / "read", resume=True
+    )
     rated = [
         fit_run(
-            replace(config, training=replace(recipe.rate, seed=seed + number)),
+            _config(recipe, replace(recipe.rate, seed=seed + number), 0.0),
             mosi,
             stages / f"rate-{number}",
             resume=True,
@@ -104,21 +111,30 @@ def train_mosi_text(
     return _keep_average(rated, mosi, folder)
 
 
-def _config(recipe: MosiTextRecipe, training: TrainingConfig) -> RunConfig:
-    loss = LossConfig(emotion_weight=EMOTION_WEIGHT, rating_weight=RATING_WEIGHT)
+def _config(recipe: MosiTextRecipe, training: TrainingConfig, rating_weight: float) -> RunConfig:
+    loss = LossConfig(emotion_weight=EMOTION_WEIGHT, rating_weight=rating_weight)
     return RunConfig("text-mean", model={"ratings": True}, text=recipe.text, training=training, loss=loss)
 
 
-def _to_read(data: Path, neutral_kept: float, seed: int) -> list[Sentence]:
-    """Phrases as spoken, sentences also as written, so that punctuation is neither needed nor in the way."""
+def _to_read(data: Path, recipe: MosiTextRecipe, seed: int) -> list[Sentence]:
+    """Phrases, sentences and turns as spoken, some of them as CMU-MOSI writes what is spoken."""
     luck = random.Random(seed)
+    short, longer = recipe.neutral_kept
     phrases = [
         phrase
         for phrase in corpora.sst_phrases(data)
-        if abs(phrase.sentiment or 0.0) >= NEUTRAL or luck.random() < neutral_kept
+        if abs(phrase.sentiment or 0.0) >= NEUTRAL
+        or luck.random() < (short if len(phrase.text.split()) <= SHORT else longer)
     ]
-    turns = [replace(turn, text=text) for turn in corpora.meld(data, "train") if (text := spoken(turn.text))]
-    return phrases + corpora.sst5(data, "train") + turns
+    sentences = [
+        replace(sentence, text=text)
+        for sentence in (*corpora.sst5(data, "train"), *corpora.meld(data, "train"))
+        if (text := spoken(sentence.text))
+    ]
+    return [
+        replace(s, text=s.text.replace("'", "")) if luck.random() < recipe.bare else s
+        for s in (*phrases, *sentences)
+    ]
 
 
 def _examples(sentences: Sequence[Sentence]) -> list[Example]:
