@@ -56,6 +56,19 @@ def test_the_command_table_of_the_readme_is_complete() -> None:
     assert set(re.findall(r"^\| `affectrt ([a-z-]+)", _text("README.md"), re.M)) == {e.name for e in COMMANDS}
 
 
+def test_the_table_of_systems_says_what_they_cost() -> None:
+    from affectrt_training.commands.systems import describe
+
+    told = describe({"text": 384, "audio": 43, "vision": 41}, steps=20)["systems"]
+    assert isinstance(told, list)
+    rows = re.findall(
+        r"^\| `([a-z-]+)` \| [^|]+ \| ([\d,]+) \| ([\d.]+) \| ([^|]+) \|", _text("docs/training.md"), re.M
+    )
+    assert rows == [
+        (s["name"], f"{s['parameters']:,}", f"{s['flops'] / 1e6:.1f}", s["stated"] or "–") for s in told
+    ]
+
+
 def test_every_manifest_field_is_documented() -> None:
     specs = (
         manifest.Manifest,
