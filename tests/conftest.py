@@ -289,7 +289,7 @@ def tiny_manifest() -> Manifest:
         family="mean",
         config={"dims": [TEXT_DIM, AUDIO_DIM, VISION_DIM]},
         labels=EMOTIONS,
-        text=TextSpec("text.onnx", "tokenizer.json", TEXT_DIM, 32),
+        text=TextSpec("text.onnx", "tokenizer.json", TEXT_DIM, 32, 0),
         audio=AudioSpec("audio.onnx", AUDIO_DIM, 16_000, 0.025, 0.01, N_MELS, 60.0, 7600.0, ROWS_PER_STATE),
         vision=VisionSpec("vision.onnx", VISION_DIM, CROP_PX, 10.0, 1.0),
         fusion=FusionSpec("fusion.onnx", "fusion.safetensors"),

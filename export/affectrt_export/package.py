@@ -238,7 +238,7 @@ def _manifest(meta: Mapping[str, Any]) -> Manifest:
         "family": FAMILY,
         "config": meta["config"],
         "labels": list(EMOTIONS),
-        "text": {"graph": graph_names["text"], "tokenizer": TOKENIZER, **meta["text"]},
+        "text": {"graph": graph_names["text"], "tokenizer": TOKENIZER, "words_per_row": 0, **meta["text"]},
         "audio": {"graph": graph_names["audio"], **meta["audio"]},
         "vision": {"graph": graph_names["vision"], **meta["vision"]},
         "fusion": {"graph": graph_names["fusion"], "weights": WEIGHTS},

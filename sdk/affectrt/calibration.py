@@ -22,17 +22,24 @@ def presence_key(present: Collection[Modality]) -> str:
     return "+".join(m for m in MODALITIES if m in present) or "none"
 
 
-PRESENCE_KEYS: tuple[str, ...] = tuple(
-    presence_key(subset) for size in (3, 2, 1, 0) for subset in combinations(MODALITIES, size)
-)
-"""All eight presence keys, the fullest first."""
+def presence_keys(modalities: Collection[Modality]) -> tuple[str, ...]:
+    """The keys of all that can be present of some modalities, the fullest first, ``none`` last."""
+    known = [m for m in MODALITIES if m in modalities]
+    return tuple(
+        presence_key(some) for size in reversed(range(len(known) + 1)) for some in combinations(known, size)
+    )
+
+
+PRESENCE_KEYS = presence_keys(MODALITIES)
+"""All eight presence keys."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Constants fitted on validation data when the bundle was made.
+    """Constants fitted on validation data when the model was trained.
 
-    Raises ``calibration.invalid`` when a key is missing or unknown or a constant is out of its range.
+    They have the keys of all that can be present of the modalities that the model knows. Raises
+    ``calibration.invalid`` when a key is missing or unknown or a constant is out of its range.
     """
 
     coverage: float
@@ -42,15 +49,22 @@ class Calibration:
     interval_half_width: Mapping[str, float]
     """Presence key → split-conformal quantile of the absolute sentiment error, ≥ 0."""
 
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those that the keys name."""
+        named = {part for key in self.temperature for part in key.split("+")}
+        return tuple(m for m in MODALITIES if m in named)
+
     def __post_init__(self) -> None:
+        keys = presence_keys(self.modalities)
         for name, table in (
             ("temperature", self.temperature),
             ("interval_half_width", self.interval_half_width),
         ):
-            if set(table) != set(PRESENCE_KEYS):
+            if set(table) != set(keys):
                 raise AffectError(
                     "calibration.invalid",
-                    f"calibration {name}: expected the keys {', '.join(PRESENCE_KEYS)}, got "
+                    f"calibration {name}: expected the keys {', '.join(keys)}, got "
                     f"{', '.join(table) or 'none'}; export the model again",
                 )
         in_range = (

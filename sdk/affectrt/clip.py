@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -16,7 +16,7 @@ from affectrt.affect import Modality
 from affectrt.encoders import Encoders
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
-from affectrt.features.text import Tokenizer, Word, words_of
+from affectrt.features.text import Word, words_of
 from affectrt.timeline import Timeline
 
 PathLike = str | os.PathLike[str]
@@ -66,9 +66,14 @@ def read_clip(
     # Whoever was seen at all in the clip was there: no face is too old here.
     timeline = Timeline(encoders, window_s=LONGEST_WINDOW_S, keep_s=inf, face_hold_s=inf)
     if video is not None:
-        _read_media(
-            timeline, video, audio=audio is None, video=True, rate_hz=encoders.manifest.vision.rate_hz
-        )
+        replaced: set[Modality] = {*(features or {}), *(["audio"] if audio is not None else [])}
+        if reads := _of_video(encoders, replaced):
+            rate_hz = encoders.frame_rate_hz if "vision" in reads else None
+            _read_media(timeline, video, audio="audio" in reads, video="vision" in reads, rate_hz=rate_hz)
+    given: tuple[tuple[Modality, object], ...] = (("audio", audio), ("vision", image), ("text", text))
+    for modality, value in given:
+        if value is not None:
+            encoders.check_extractor(modality)
     if isinstance(audio, tuple):
         timeline.push_audio(audio[0], audio[1], 0.0)
         timeline.end_audio()
@@ -89,8 +94,8 @@ def read_clip(
         words = text
     for word in words:
         timeline.push_word(word)
-    # Text alone has no length of its own: as long as the encoder can take it in, it is one window.
-    alone = recorded_s == -inf and (not words or _fits(encoders.text.tokenizer, words))
+    # Without media nothing says where to cut: as long as the encoder can take in all words, it is one window.
+    alone = video is None and audio is None and (not words or encoders.text.fits(words))
     return Clip(
         timeline=timeline,
         still=None if image is None else _still(encoders, image),
@@ -99,8 +104,19 @@ def read_clip(
     )
 
 
-def _fits(tokenizer: Tokenizer, words: Sequence[Word]) -> bool:
-    return len(tokenizer.encode(words)) < tokenizer.max_tokens
+def _of_video(encoders: Encoders, replaced: Collection[Modality]) -> list[Modality]:
+    """What of a video the model reads itself, but for what comes from elsewhere.
+
+    Raises ``model.no_extractor`` when it lacks rows that only the application can make, and
+    ``model.no_modality`` when the model knows neither sound nor faces.
+    """
+    wanted: list[Modality] = [m for m in ("audio", "vision") if m in encoders.manifest.modalities]
+    if not wanted:
+        raise encoders.manifest.no_extractor("vision")
+    reads = [m for m in wanted if m not in replaced]
+    for modality in reads:
+        encoders.check_extractor(modality)
+    return reads
 
 
 def _check_inputs(

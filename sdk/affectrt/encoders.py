@@ -10,7 +10,9 @@ from affectrt.affect import Modality
 from affectrt.backends import Graph
 from affectrt.backends.onnx_runtime import member_graph
 from affectrt.errors import AffectError
+from affectrt.features.sequence import FeatureSequence, check_dim
 from affectrt.features.text import TextFeatures, Tokenizer
+from affectrt.manifest import AudioSpec, TextSpec, VisionSpec
 
 if TYPE_CHECKING:
     from affectrt.bundle import Bundle
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from affectrt.features.vision import VisionConfig, VisionFeatures
 
 T = TypeVar("T")
+Spec = TypeVar("Spec", TextSpec, AudioSpec, VisionSpec)
 
 
 class _Once(Generic[T]):
@@ -42,10 +45,10 @@ class _Once(Generic[T]):
 class Encoders:
     """Shared by everyone, and what makes the per-person extractors. Safe to share between threads.
 
-    Who pushes features of their own needs none of the libraries behind the encoders. So each encoder whose
-    libraries are missing is left out until it is asked for, and then raises ``extra.missing``. All others are
-    loaded at once: a broken bundle shows when it is loaded rather than in front of the camera, and the first
-    picture waits for nothing.
+    A bundle has encoders for all modalities, some or none. Who pushes features of their own needs none of the
+    libraries behind them. So each encoder whose libraries are missing is left out until it is asked for, and
+    then raises ``extra.missing``. All others are loaded at once: a broken bundle shows when it is loaded
+    rather than in front of the camera, and the first picture waits for nothing.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
@@ -56,28 +59,52 @@ class Encoders:
         """
         self.manifest = bundle.manifest
         """Parameters of the extractors."""
-        text, audio, vision = self.manifest.text, self.manifest.audio, self.manifest.vision
 
         def graph(member: str, *inputs: str) -> Graph:
             return member_graph(bundle, member, inputs, ["states"], threads=threads)
 
         def text_features() -> TextFeatures:
-            tokenizer = Tokenizer.from_json(bundle.read(text.tokenizer), text.max_tokens)
-            return TextFeatures(tokenizer, graph(text.graph, "input_ids", "attention_mask"), text.dim)
+            spec = self._spec("text", TextSpec)
+            tokenizer = Tokenizer.from_json(bundle.read(spec.tokenizer), spec.max_tokens)
+            states = graph(spec.graph, "input_ids", "attention_mask")
+            return TextFeatures(tokenizer, states, spec.dim, spec.words_per_row)
 
         self._text = _Once(text_features)
-        self._audio_graph = _Once(lambda: graph(audio.graph, "log_mel"))
-        self._vision_graph = _Once(lambda: graph(vision.graph, "faces"))
+        self._audio_graph = _Once(lambda: graph(self._spec("audio", AudioSpec).graph, "log_mel"))
+        self._vision_graph = _Once(lambda: graph(self._spec("vision", VisionSpec).graph, "faces"))
         for encoder in (self._text, self._audio_graph, self._vision_graph):
             try:
                 encoder()
             except AffectError as error:
-                if error.code != "extra.missing":
+                if error.code not in ("extra.missing", "model.no_extractor", "model.no_modality"):
                     raise
+
+    def _spec(self, modality: Modality, kind: type[Spec]) -> Spec:
+        spec = self.manifest.specs[modality]
+        if not isinstance(spec, kind):
+            raise self.manifest.no_extractor(modality)
+        return spec
+
+    def check_extractor(self, modality: Modality) -> None:
+        """Raise ``model.no_extractor`` or ``model.no_modality`` unless the bundle can make such rows."""
+        if not self.manifest.extracts(modality):
+            raise self.manifest.no_extractor(modality)
+
+    def check_rows(self, sequence: FeatureSequence) -> None:
+        """Raise ``features.dim`` or ``model.no_modality`` unless the model takes these rows; none always."""
+        if len(sequence) and self.manifest.specs[sequence.modality] is None:
+            raise self.manifest.no_extractor(sequence.modality)
+        check_dim(sequence, self.manifest.dim(sequence.modality))
+
+    @property
+    def frame_rate_hz(self) -> float | None:
+        """Pictures that the model looks at per second; None: it looks at none."""
+        return self.manifest.vision.rate_hz if isinstance(self.manifest.vision, VisionSpec) else None
 
     @property
     def text(self) -> TextFeatures:
-        """Words → token states. Raises ``extra.missing``."""
+        """Words → rows. Raises ``extra.missing``; ``model.no_extractor`` and ``model.no_modality`` where the
+        bundle has no encoder, as all below."""
         return self._text()
 
     @property
@@ -98,7 +125,7 @@ class Encoders:
         """An extractor for one person that remembers ``keep_s``. Raises ``extra.missing``."""
         from affectrt.features.audio import AudioConfig, AudioFeatures
 
-        spec = self.manifest.audio
+        spec = self._spec("audio", AudioSpec)
         config = AudioConfig(
             sample_rate_hz=spec.sample_rate_hz,
             frame_length_s=spec.frame_length_s,
@@ -120,5 +147,5 @@ class Encoders:
         """How faces are cropped."""
         from affectrt.features.vision import VisionConfig
 
-        spec = self.manifest.vision
+        spec = self._spec("vision", VisionSpec)
         return VisionConfig(crop_px=spec.crop_px, rate_hz=spec.rate_hz, face_scale=spec.face_scale)

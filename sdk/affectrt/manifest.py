@@ -9,19 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from math import isfinite
-from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
-from affectrt.affect import EMOTIONS, Modality
+from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.calibration import Calibration
 from affectrt.errors import AffectError
+from affectrt.schema import build, parse, refuse
 
 SCHEMA = 1
 """The schema that this version writes and the newest that it reads."""
-
-EXACT = 2**53
-"""Whole numbers below it are floats, too."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,9 @@ class TextSpec:
     dim: int
     """Features per token."""
     max_tokens: int
-    """Longest utterance in tokens, [CLS] and [SEP] included."""
+    """Longest passage that the encoder reads at once, in tokens, [CLS] and [SEP] included."""
+    words_per_row: int
+    """A row is the mean over the tokens of this many words; 0: a row is a token."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,22 @@ class VisionSpec:
 
 
 @dataclass(frozen=True)
+class RowsSpec:
+    """Features that the application extracts itself and pushes: the device knows their width alone."""
+
+    dim: int
+    """Features per row."""
+
+
+@dataclass(frozen=True)
 class FusionSpec:
     """What turns features into sentiment and emotion."""
 
     graph: str
     """Member: ``text`` (B, Tt, D), ``text_lengths`` (B,) int64, likewise ``audio`` and ``vision`` →
     ``sentiment`` (B,), ``emotion_logits`` (B, 7)."""
-    weights: str
-    """Member: the same weights as safetensors, for native execution."""
+    weights: str | None
+    """Member: the same weights as safetensors; None where the native backend can't run the model."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +132,12 @@ class Manifest:
     """The fusion model's own settings; read by what knows its family, unchecked here."""
     labels: tuple[str, ...]
     """Classes of ``emotion_logits``: always :data:`affectrt.affect.EMOTIONS`."""
-    text: TextSpec
-    """How words become text features."""
-    audio: AudioSpec
-    """How sound becomes audio features."""
-    vision: VisionSpec
-    """How frames become vision features."""
+    text: TextSpec | RowsSpec | None
+    """How words become text features; None: the model never learned from text."""
+    audio: AudioSpec | RowsSpec | None
+    """How sound becomes audio features; None: the model never heard any."""
+    vision: VisionSpec | RowsSpec | None
+    """How frames become vision features; None: the model never saw any."""
     fusion: FusionSpec
     """What turns features into sentiment and emotion."""
     calibration: Calibration
@@ -156,35 +163,74 @@ class Manifest:
 
     def check(self, where: str) -> None:
         """Raise ``bundle.manifest`` when a value is out of its range; ``where`` names the bundle."""
-        positive = {
-            "window_s": self.window_s,
-            "text.dim": self.text.dim,
-            "text.max_tokens": self.text.max_tokens,
-            "vision.dim": self.vision.dim,
-            "vision.crop_px": self.vision.crop_px,
-            "vision.rate_hz": self.vision.rate_hz,
-            "vision.face_scale": self.vision.face_scale,
-            **{
-                f"audio.{f.name}": getattr(self.audio, f.name) for f in fields(AudioSpec) if f.name != "graph"
-            },
-        }
+        positive: dict[str, float] = {"window_s": self.window_s}
+        for modality, spec in self.specs.items():
+            values = asdict(spec) if spec is not None else {}
+            if values.get("words_per_row", 0) < 0:
+                refuse(where, "text.words_per_row", "0 or more", values["words_per_row"])
+            positive |= {
+                f"{modality}.{name}": value
+                for name, value in values.items()
+                if not isinstance(value, str) and name != "words_per_row"
+            }
         for name, value in positive.items():
             if not value > 0:
-                _refuse(where, name, "a number above 0", value)
+                refuse(where, name, "a number above 0", value)
+        if self.calibration.modalities != self.modalities:
+            expected, got = (
+                "+".join(known) or "none" for known in (self.modalities, self.calibration.modalities)
+            )
+            refuse(where, "calibration", f"constants for {expected}", got)
         if self.labels != EMOTIONS:
-            _refuse(where, "labels", list(EMOTIONS), list(self.labels))
+            refuse(where, "labels", list(EMOTIONS), list(self.labels))
         for name, member in self.members.items():
             if not re.fullmatch("[0-9a-f]{64}", member.sha256) or member.bytes < 0:
-                _refuse(where, f"members.{name}", "64 hex digits and a size", member)
+                refuse(where, f"members.{name}", "64 hex digits and a size", member)
+
+    @property
+    def specs(self) -> Mapping[Modality, TextSpec | AudioSpec | VisionSpec | RowsSpec | None]:
+        """Modality → where its rows come from; None for one that the model doesn't know."""
+        return {"text": self.text, "audio": self.audio, "vision": self.vision}
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those that the model knows."""
+        return tuple(m for m in MODALITIES if self.specs[m] is not None)
+
+    def extracts(self, modality: Modality) -> bool:
+        """Whether the bundle says how rows of a modality are made; else only the application can."""
+        return not isinstance(self.specs[modality], RowsSpec | None)
 
     def dim(self, modality: Modality) -> int:
-        """Features per row of a modality."""
-        return {"text": self.text.dim, "audio": self.audio.dim, "vision": self.vision.dim}[modality]
+        """Features per row of a modality: 1 for one that the model doesn't know, which is always absent."""
+        spec = self.specs[modality]
+        return 1 if spec is None else spec.dim
+
+    def no_extractor(self, modality: Modality) -> AffectError:
+        """Why sound, pictures or words can't be given to the model, and what can be done instead."""
+        if self.specs[modality] is None:
+            return AffectError(
+                "model.no_modality",
+                f"model {self.name}: knows {', '.join(self.modalities) or 'nothing'}, got {modality}, which "
+                f"its training data never had; leave it out",
+            )
+        return AffectError(
+            "model.no_extractor",
+            f"model {self.name}: has no extractor for {modality}, it learned from rows of "
+            f"{self.dim(modality)} features that the application makes; pass them as "
+            f"features={{'{modality}': FeatureSequence(...)}}, or push_features() on a stream",
+        )
 
     def named_members(self) -> Iterator[str]:
         """The members that graphs, tokenizer and weights name."""
-        yield from (self.text.graph, self.text.tokenizer, self.audio.graph, self.vision.graph)
-        yield from (self.fusion.graph, self.fusion.weights)
+        for spec in self.specs.values():
+            if spec is not None and not isinstance(spec, RowsSpec):
+                yield spec.graph
+        if isinstance(self.text, TextSpec):
+            yield self.text.tokenizer
+        yield self.fusion.graph
+        if self.fusion.weights is not None:
+            yield self.fusion.weights
 
     def to_json(self) -> str:
         """The text of ``manifest.json``; the same manifest always gives the same text."""
@@ -199,16 +245,16 @@ class Manifest:
         it names a member that it doesn't list.
         """
         try:
-            data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+            data = parse(text)
         except (ValueError, RecursionError) as error:
             raise AffectError(
                 "bundle.manifest", f"bundle {where}: manifest.json is not valid JSON ({error}); export again"
             ) from error
         if not isinstance(data, dict):
-            _refuse(where, "manifest.json", "an object", type(data).__name__)
+            refuse(where, "manifest.json", "an object", type(data).__name__)
         schema = data.get("schema")
         if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-            _refuse(where, "schema", "a whole number from 1", schema)
+            refuse(where, "schema", "a whole number from 1", schema)
         if schema > SCHEMA:
             raise AffectError(
                 "bundle.schema_newer",
@@ -216,7 +262,7 @@ class Manifest:
                 f"pip install -U affectrt",
             )
         try:
-            manifest = cast(Manifest, _build(cls, data, where, ""))
+            manifest = cast(Manifest, build(cls, data, where, ""))
         except AffectError as error:
             if error.code != "calibration.invalid":
                 raise
@@ -229,54 +275,3 @@ class Manifest:
                     f"bundle {where}: its manifest uses '{name}' but doesn't list it; export the model again",
                 )
         return manifest
-
-
-def _build(kind: Any, value: object, where: str, field: str) -> object:
-    """``value`` as ``kind``, exactly: no coercion but of a whole number to a float."""
-    if kind is Any:
-        return value
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            _refuse(where, field, "an object", value)
-        expected = {f.name for f in fields(kind)}
-        if value.keys() != expected:
-            missing, unknown = sorted(expected - value.keys()), sorted(value.keys() - expected)
-            _refuse(where, field or "manifest.json", f"also {missing}, not {unknown}", "other fields")
-        hints = get_type_hints(kind)
-        dot = f"{field}." if field else ""
-        built = {name: _build(hints[name], value[name], where, dot + name) for name in sorted(expected)}
-        return cast(type, kind)(**built)
-    if origin is tuple:
-        if not isinstance(value, list):
-            _refuse(where, field, "a list", value)
-        return tuple(_build(arguments[0], item, where, f"{field}[{i}]") for i, item in enumerate(value))
-    if origin is not None:
-        if not isinstance(value, dict):
-            _refuse(where, field, "an object", value)
-        return {name: _build(arguments[1], item, where, f"{field}.{name}") for name, item in value.items()}
-    if kind is float and type(value) is int and abs(value) < EXACT:
-        value = float(value)
-    if type(value) is not kind or (kind is float and not isfinite(cast(float, value))):
-        _refuse(where, field, kind.__name__, value)
-    return value
-
-
-def _refuse(where: str, field: str, expected: object, got: object) -> NoReturn:
-    shown = repr(got)
-    shown = shown if len(shown) < 80 else shown[:77] + "…"
-    raise AffectError(
-        "bundle.manifest",
-        f"bundle {where}: {field}: expected {expected}, got {shown}; export the model again",
-    )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError(f"a field is there twice among {sorted(name for name, _ in pairs)}")
-    return table
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")

@@ -18,7 +18,7 @@ from affectrt.backends.choice import choose_backend, load_fusion
 from affectrt.bundle import Bundle
 from affectrt.encoders import Encoders
 from affectrt.errors import AffectError
-from affectrt.features.sequence import FeatureSequence, check_dim
+from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word
 from affectrt.manifest import Manifest
 from affectrt.timeline import Sequences
@@ -124,11 +124,13 @@ class Model:
 
         ``video`` gives sound and faces unless ``audio`` replaces its sound; ``image`` is a still instead of a
         video, BGR or grey; ``text`` without times spreads over the clip. ``features`` go straight to fusion.
-        Up to 20 s are one window, more are the mean over windows of equal length. Silence, no face and
-        no words are absent modalities, not errors.
+        Up to 20 s of media are one window, more are the mean over windows of equal length; features and text
+        without media are one window as long as the text encoder takes in all words. Silence, no face and no
+        words are absent modalities, not errors.
 
         Raises ``predict.no_input`` when nothing is given, ``predict.conflict`` when two inputs claim one
-        modality, and whatever reading the media raises.
+        modality, ``model.no_extractor`` for an input that the bundle can't make features of,
+        ``model.no_modality`` for one that the model never had, and whatever reading the media raises.
         """
         from affectrt.clip import read_clip
 
@@ -144,14 +146,15 @@ class Model:
         """Features of one window → the result at ``time_s``.
 
         Modalities that are left out or have no rows are absent. ``captured_at`` is when the newest input
-        arrived, as :func:`time.perf_counter` tells it. Raises ``features.dim`` for rows of another width and
-        ``model.not_finite`` when the graph yields NaN.
+        arrived, as :func:`time.perf_counter` tells it. Raises ``features.dim`` for rows of another width,
+        ``model.no_modality`` for rows of a modality that the model never had and ``model.not_finite`` when
+        the graph yields NaN.
 
         One call computes all: what everything present says, and what is left without each of them.
         """
         present = tuple(m for m in MODALITIES if m in sequences and len(sequences[m]))
         for modality in present:
-            check_dim(sequences[modality], self.manifest.dim(modality))
+            self._encoders.check_rows(sequences[modality])
         features = {m: sequences[m].values for m in present}
         sentiments, logits = self._fusion(features, _SUBSETS[present])
         if not (np.isfinite(sentiments).all() and np.isfinite(logits).all()):

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from affectrt.affect import Affect
 from affectrt.errors import AffectError
-from affectrt.features.sequence import FeatureSequence, check_dim
+from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import WORDS_PER_SECOND, Word, words_of
 from affectrt.profiling import StageTimer
 from affectrt.timeline import Timeline
@@ -127,10 +127,12 @@ class Stream:
 
         ``start_s``: time of the first sample; None: right after the previous ones, or now if those are long
         over. Raises ``audio.not_finite``, ``audio.shape``, ``audio.dtype``, ``audio.range``,
-        ``audio.sample_rate``, ``stream.time``; a refused push changes nothing.
+        ``audio.sample_rate``, ``stream.time``, ``model.no_extractor``, ``model.no_modality``; a refused push
+        changes nothing.
         """
         from affectrt.features.audio import as_mono, check_rate
 
+        self._model.encoders.check_extractor("audio")
         check_rate(sample_rate)
         mono = np.array(as_mono(pcm))  # a copy: the caller may use its buffer again
         length_s = len(mono) / sample_rate
@@ -152,17 +154,21 @@ class Stream:
         """Take a camera picture, BGR (H, W, 3) or grey (H, W), uint8, captured at ``time_s`` (None: now).
 
         Frames beyond the rate that the model looks at are passed over at once. Raises ``vision.frame_shape``,
-        ``stream.time``; a refused push changes nothing.
+        ``stream.time``, ``model.no_extractor``, ``model.no_modality``; a refused push changes nothing.
         """
         from affectrt.features.frames import FrameSampler, check_frame
 
+        encoders = self._model.encoders
+        encoders.check_extractor("vision")
         frame = check_frame(frame)
         if time_s is not None:
             _check_times(time_s)
         with self._lock:
             moment = self._now_s() if time_s is None else float(time_s)
             if self._sampler is None:
-                self._sampler = FrameSampler(self._model.manifest.vision.rate_hz)
+                rate_hz = encoders.frame_rate_hz
+                assert rate_hz is not None  # checked above
+                self._sampler = FrameSampler(rate_hz)
             if self._sampler.takes(moment):
                 kept = frame.copy()  # cameras reuse their buffers
                 self._push(moment, moment, kept.nbytes, lambda timeline: timeline.push_frame(kept, moment))
@@ -181,16 +187,17 @@ class Stream:
             self.push_word(word)
 
     def push_word(self, word: Word) -> None:
-        """Take one word with its times."""
+        """Take one word with its times. Raises ``model.no_extractor``, ``model.no_modality``."""
+        self._model.encoders.check_extractor("text")
         with self._lock:
             self._push(word.start_s, word.end_s, 0, lambda timeline: timeline.push_word(word))
 
     def push_features(self, sequence: FeatureSequence) -> None:
         """Take rows of the application's own extractor; from then on they stand for their modality.
 
-        Raises ``features.dim``; a refused push changes nothing.
+        Raises ``features.dim``, ``model.no_modality``; a refused push changes nothing.
         """
-        check_dim(sequence, self._model.encoders.dim(sequence.modality))
+        self._model.encoders.check_rows(sequence)
         cuts = np.flatnonzero(np.diff(sequence.times_s // PIECE_S)) + 1
         with self._lock:
             for values, times_s in zip(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from affectrt.affect import MODALITIES, Modality
 from affectrt.encoders import Encoders
-from affectrt.features.sequence import FeatureSequence, check_dim
+from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word
 from affectrt.profiling import StageTimer
 
@@ -66,7 +66,7 @@ class Timeline:
         return self._newest_s
 
     def push_word(self, word: Word) -> None:
-        """Take a word; words may come in any order. Raises ``extra.missing`` when nothing can encode it."""
+        """Take a word; words may come in any order. Raises as :attr:`Encoders.text` does."""
         _ = self._encoders.text  # a word that was kept would fail every window that it is in
         insort(self._words, word, key=lambda w: w.end_s)
         self._advance(word.end_s)
@@ -96,10 +96,10 @@ class Timeline:
     def push_features(self, sequence: FeatureSequence) -> None:
         """Take rows of an application's own extractor; from now on they stand for their modality.
 
-        Raises ``features.dim`` when the model has other features and ``features.times`` when the rows are
-        older than rows that came before.
+        Raises ``features.dim`` and ``model.no_modality`` when the model has other features and
+        ``features.times`` when the rows are older than rows that came before.
         """
-        check_dim(sequence, self._encoders.dim(sequence.modality))
+        self._encoders.check_rows(sequence)
         if not len(sequence):
             return
         before = self._rows.get(sequence.modality)

@@ -15,7 +15,7 @@ from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.backends import BoolArray, FloatArray
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence, check_dim
-from affectrt.manifest import EXACT
+from affectrt.schema import EXACT
 from affectrt.weights import read_safetensors
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def check_native(manifest: Manifest) -> None:
     ``backend.unsupported`` for other models, ``backend.missing`` without the extension, ``bundle.manifest``
     for settings that make no sense.
     """
-    _check_model(manifest)
+    check_model(manifest)
     if is_causal(manifest):
         _unsupported(manifest, "runs causal models tick by tick, not over windows")
     extension()
@@ -80,11 +80,11 @@ class NativeFusion:
         ``backend.missing`` and ``bundle.manifest``.
         """
         manifest = bundle.manifest
-        _check_model(manifest)
+        member = check_model(manifest)
         self._manifest = manifest
         self._causal = is_causal(manifest)
-        where = f"bundle {manifest.name}: {manifest.fusion.weights}"
-        weights = read_safetensors(bundle.read(manifest.fusion.weights), where)
+        where = f"bundle {manifest.name}: {member}"
+        weights = read_safetensors(bundle.read(member), where)
         self._no_word = weights.pop(NO_WORD, None)
         if (self._no_word is not None) != self._causal:
             told = f"'{NO_WORD}' {'among' if self._causal else 'not among'} the weights"
@@ -188,13 +188,17 @@ class IncrementalFusion:
         return sentiment, logits
 
 
-def _check_model(manifest: Manifest) -> None:
+def check_model(manifest: Manifest) -> str:
+    """The member with a model's weights. Raises ``backend.unsupported`` when the kernels don't know it."""
     if manifest.family != FAMILY:
         _unsupported(manifest, f"knows the family '{FAMILY}' only, not '{manifest.family}'")
     for name, known in STRUCTURE.items():
         value = manifest.config.get(name, known[0])
         if value not in known:
             _unsupported(manifest, f"knows {name} = {known[0]!r} only, not {value!r}")
+    if manifest.fusion.weights is None:
+        _unsupported(manifest, "reads the fusion's weights, which the bundle doesn't hold")
+    return manifest.fusion.weights
 
 
 def _setting(manifest: Manifest, name: str, kind: type, *, default: object = None) -> Any:

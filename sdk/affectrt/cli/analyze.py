@@ -70,7 +70,12 @@ def analyze_media(
     start = perf_counter()
     rows: list[Affect] = []
     with ExitStack() as stack:
-        media = stack.enter_context(Media.open(path, max_video_rate_hz=model.manifest.vision.rate_hz))
+        sound, rate_hz = model.manifest.extracts("audio"), model.encoders.frame_rate_hz
+        if not sound and rate_hz is None:
+            raise model.manifest.no_extractor("vision")
+        media = stack.enter_context(
+            Media.open(path, max_video_rate_hz=rate_hz, audio=sound, video=rate_hz is not None)
+        )
         waiting = list(words(media))
         stream = stack.enter_context(model.stream(window_s, every_s, timer=timer))
         update = stack.enter_context(progress(path.name, media.duration_s, "s"))

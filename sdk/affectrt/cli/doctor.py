@@ -28,6 +28,7 @@ from affectrt.cli.bundles import BUNDLE_VARIABLE, add_backend_option, bundle_can
 from affectrt.cli.equations import ghrnn_cma, random_weights
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
+from affectrt.manifest import AudioSpec, TextSpec, VisionSpec
 from affectrt.profiling import StageTimer
 
 DEVICE_EXTRAS = ("cpu", "gpu", "media", "plot", "asr")
@@ -229,32 +230,37 @@ def _inference(path: Path, backend: str | None) -> str:
     manifest, encoders = model.manifest, model.encoders
     rng = np.random.default_rng(0)
     words = words_of("it was a wonderful evening and we are so happy about it", 0.0)
-    log_mel_rows = round(manifest.window_s / manifest.audio.hop_s)
-    log_mel = rng.standard_normal((1, log_mel_rows, manifest.audio.n_mels)).astype(np.float32)
-    faces = rng.random((round(manifest.window_s * manifest.vision.rate_hz), *[manifest.vision.crop_px] * 2))
 
     def rows(modality: Modality, states: Any) -> FeatureSequence:
         return FeatureSequence(modality, states, np.linspace(0.0, manifest.window_s, len(states)), "doctor")
 
-    stages: dict[Modality, Callable[[], FeatureSequence]] = {
-        "text": lambda: encoders.text.extract(words),
-        "audio": lambda: rows("audio", encoders.audio_graph(log_mel=log_mel)[0][0]),
-        "vision": lambda: rows("vision", encoders.vision_graph(faces=faces.astype(np.float32))[0]),
-    }
-    timer, missing = StageTimer(), {}
+    stages: dict[Modality, Callable[[], FeatureSequence]] = {}
+    if isinstance(manifest.text, TextSpec):
+        stages["text"] = lambda: encoders.text.extract(words)
+    if isinstance(audio := manifest.audio, AudioSpec):
+        log_mel = rng.standard_normal((1, round(manifest.window_s / audio.hop_s), audio.n_mels), np.float32)
+        stages["audio"] = lambda: rows("audio", encoders.audio_graph(log_mel=log_mel)[0][0])
+    if isinstance(vision := manifest.vision, VisionSpec):
+        count = round(manifest.window_s * vision.rate_hz)
+        faces = rng.random((count, vision.crop_px, vision.crop_px), np.float32)
+        stages["vision"] = lambda: rows("vision", encoders.vision_graph(faces=faces)[0])
+    timer = StageTimer()
+    missing = {m: f"the application makes {m} rows" for m in manifest.modalities if m not in stages}
     for repeat in range(1 + _REPEATS):
         clock = timer if repeat else StageTimer.off()  # the first run allocates
         sequences = {}
-        for modality in MODALITIES:
-            try:
-                with StageTimer.off().stage(modality) if modality in missing else clock.stage(modality):
-                    sequences[modality] = stages[modality]()
-            except AffectError as error:
-                if error.code != "extra.missing":
-                    raise
-                missing[modality] = error.message
-                made_up = rng.standard_normal((_MADE_UP_ROWS, manifest.dim(modality)))
-                sequences[modality] = rows(modality, made_up.astype(np.float32))
+        for modality in manifest.modalities:
+            if modality not in missing:
+                try:
+                    with clock.stage(modality):
+                        sequences[modality] = stages[modality]()
+                    continue
+                except AffectError as error:
+                    if error.code != "extra.missing":
+                        raise
+                    missing[modality] = error.message
+            made_up = rng.standard_normal((_MADE_UP_ROWS, manifest.dim(modality)), np.float32)
+            sequences[modality] = rows(modality, made_up)
         with clock.stage("fusion"):
             affect = model.fuse(sequences, manifest.window_s, perf_counter())
     total = sum(affect.emotions.values())

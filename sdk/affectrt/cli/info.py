@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from affectrt.backends.choice import BACKENDS, obstacle
 from affectrt.cli import Command
+from affectrt.manifest import AudioSpec, RowsSpec, TextSpec, VisionSpec
 
 if TYPE_CHECKING:
     from affectrt.bundle import Bundle
@@ -44,22 +45,14 @@ def glance(bundle: Bundle, path: Path) -> str:
         f"sha256   {bundle.sha256}",
         f"licence  {m.licence}",
         "",
-        f"text     {m.text.dim} features a token, at most {m.text.max_tokens} tokens",
-        f"audio    {m.audio.dim} features every {m.audio.hop_s * m.audio.rows_per_state * 1e3:.0f} ms from "
-        f"{m.audio.n_mels} mel bins at {m.audio.sample_rate_hz} Hz",
-        f"vision   {m.vision.dim} features a face of {m.vision.crop_px}×{m.vision.crop_px} px, "
-        f"{m.vision.rate_hz:g} a second",
+        *(f"{modality:<8} {_features(spec)}" for modality, spec in m.specs.items()),
         f"fusion   over windows of {m.window_s:g} s; intervals cover {m.calibration.coverage:.0%}",
         *_backends(m),
         "",
         f"{'member':<24}{'size':>10}  precision",
     ]
-    precision = {
-        m.text.graph: m.precision.get("text"),
-        m.audio.graph: m.precision.get("audio"),
-        m.vision.graph: m.precision.get("vision"),
-        m.fusion.graph: m.precision.get("fusion"),
-    }
+    graphs = {part: getattr(spec, "graph", "") for part, spec in (*m.specs.items(), ("fusion", m.fusion))}
+    precision = {graph: m.precision.get(part) for part, graph in graphs.items()}
     for name, member in sorted(m.members.items()):
         lines.append(f"{name:<24}{_megabytes(member.bytes):>10}  {precision.get(name) or ''}".rstrip())
     lines.append(f"ONNX opset {m.opset}, IR {m.ir_version}")
@@ -71,6 +64,24 @@ def glance(bundle: Bundle, path: Path) -> str:
         ]
     lines += ["", "The model card (data, intended use, limits): affectrt info --card"]
     return "\n".join(lines) + "\n"
+
+
+def _features(spec: TextSpec | AudioSpec | VisionSpec | RowsSpec | None) -> str:
+    """Where a modality's rows come from, in a line."""
+    if spec is None:
+        return "not read: the training data had none"
+    if isinstance(spec, TextSpec):
+        rows = {0: "a token", 1: "a word"}.get(spec.words_per_row, f"every {spec.words_per_row} words")
+        longest = f"at most {spec.max_tokens} tokens" + (" at once" if spec.words_per_row else "")
+        return f"{spec.dim} features {rows}, {longest}"
+    if isinstance(spec, AudioSpec):
+        return (
+            f"{spec.dim} features every {spec.hop_s * spec.rows_per_state * 1e3:.0f} ms from "
+            f"{spec.n_mels} mel bins at {spec.sample_rate_hz} Hz"
+        )
+    if isinstance(spec, VisionSpec):
+        return f"{spec.dim} features a face of {spec.crop_px}×{spec.crop_px} px, {spec.rate_hz:g} a second"
+    return f"{spec.dim} features a row, which the application makes: features= or push_features()"
 
 
 def _backends(manifest: Manifest) -> list[str]:

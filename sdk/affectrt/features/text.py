@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from affectrt.backends import Graph
 from affectrt.errors import AffectError, require
-from affectrt.features.sequence import FeatureSequence, TimeArray
+from affectrt.features.sequence import FeatureSequence, FloatArray, TimeArray
 
 WORDS_PER_SECOND = 2.5
 """Rate of conversational English; gives words without times some (Yuan et al. 2006: about 150 a minute)."""
@@ -111,6 +111,10 @@ class Tokenizer:
             )
         return cls(tokenizer, max_tokens)
 
+    def uncut(self) -> Tokenizer:
+        """The same for texts of any length."""
+        return Tokenizer(self._tokenizer, 1 << 30)
+
     def encode(self, words: Sequence[Word]) -> Tokens:
         """Tokenise words in order of their end times; no words → no tokens.
 
@@ -142,25 +146,46 @@ class Tokenizer:
 
 
 class TextFeatures:
-    """Token states of an utterance. Holds no state: safe to share between people and threads."""
+    """Text rows of an utterance. Holds no state: safe to share between people and threads."""
 
-    def __init__(self, tokenizer: Tokenizer, graph: Graph, dim: int) -> None:
-        """``graph``: ``input_ids``, ``attention_mask`` (1, T) int64 → ``states`` (1, T, ``dim``) float32."""
+    def __init__(self, tokenizer: Tokenizer, graph: Graph, dim: int, words_per_row: int = 0) -> None:
+        """``graph``: ``input_ids``, ``attention_mask`` (1, T) int64 → ``states`` (1, T, ``dim``) float32.
+
+        ``words_per_row``: a row is the mean over the tokens of so many words; 0: a row is a token.
+        """
         self._tokenizer = tokenizer
         self._graph = graph
         self._dim = dim
+        self._words_per_row = words_per_row
 
     @property
     def tokenizer(self) -> Tokenizer:
         """What turns words into ids."""
         return self._tokenizer
 
+    def fits(self, words: Sequence[Word]) -> bool:
+        """Whether no word is lost when these are extracted together."""
+        return self._words_per_row > 0 or len(self._tokenizer.encode(words)) < self._tokenizer.max_tokens
+
     def extract(self, words: Sequence[Word]) -> FeatureSequence:
-        """Encode the words together: (T, dim) states, one per token, at its word's end; none → no rows."""
-        tokens = self._tokenizer.encode(words)
-        if not len(tokens):
+        """Encode the words together: rows (T, dim), each at the end of its last word; no words → no rows."""
+        if not words:
             return FeatureSequence.empty("text", self._dim, "text encoder")
-        (states,) = self._graph(
-            input_ids=tokens.ids[None], attention_mask=np.ones((1, len(tokens)), np.int64)
-        )
-        return FeatureSequence("text", states[0], tokens.times_s, "text encoder")
+        if self._words_per_row:
+            return self._rows_of_words(sorted(words, key=lambda word: word.end_s))
+        tokens = self._tokenizer.encode(words)
+        return FeatureSequence("text", self._states(tokens.ids), tokens.times_s, "text encoder")
+
+    def _rows_of_words(self, words: Sequence[Word]) -> FeatureSequence:
+        from affectrt.features.passages import Pooling, passages, row_count
+
+        per_row = self._words_per_row
+        pooling = Pooling(row_count(len(words), per_row), self._dim)
+        for passage in passages([word.text for word in words], self._tokenizer, per_row):
+            pooling.add(passage, self._states(passage.ids))
+        ends = [words[min(k + per_row, len(words)) - 1].end_s for k in range(0, len(words), per_row)]
+        return FeatureSequence("text", pooling.rows(), np.asarray(ends, np.float64), "text encoder")
+
+    def _states(self, ids: npt.NDArray[np.int64]) -> FloatArray:
+        (states,) = self._graph(input_ids=ids[None], attention_mask=np.ones((1, len(ids)), np.int64))
+        return states[0]
