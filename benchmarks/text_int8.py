@@ -113,7 +113,7 @@ def main() -> int:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # ONNX Runtime's quantizer advises on preprocessing
     encoder = text_encoder(args.plain)
-    fp32 = graphs.text_graph(encoder, encoder.get_parameter("embeddings.LayerNorm.weight").shape[0])
+    fp32 = graphs.text_graph(encoder, encoder.get_parameter("embeddings.LayerNorm.weight").shape[0]).graph
     tokenizer = Tokenizer.from_json((minilm_folder() / "tokenizer.json").read_bytes(), MAX_TOKENS)
     sentences = probe_sentences()
     largest = parity.check_parity(

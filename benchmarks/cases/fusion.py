@@ -67,7 +67,7 @@ def graph_of(model: GhrnnCma) -> bytes:
     """As a bundle carries it."""
     config = model.config
     dims = (config.text_dim, config.audio_dim, config.vision_dim)
-    return fusion_graph(model, dict(zip(MODALITIES, dims, strict=True)))
+    return fusion_graph(model, dict(zip(MODALITIES, dims, strict=True))).graph
 
 
 def native_of(model: Fusion) -> _native.GhrnnCma:

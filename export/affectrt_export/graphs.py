@@ -1,4 +1,4 @@
-"""PyTorch modules → portable ONNX graphs: standard operators, opset 17, IR 10, dynamic lengths and batch.
+"""PyTorch modules → portable ONNX graphs: standard operators, opset 17 or newer, IR 10, dynamic sizes.
 
 The same module gives the same bytes. Nothing of the machine that exported, such as paths, stays in a graph.
 """
@@ -10,18 +10,24 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt.errors import AffectError
 from affectrt_export import opset
+from affectrt_export.lstm import through_operator
 from affectrt_export.translations import TRANSLATIONS, fold_weights
 
 OPSET = opset.TO
-"""Operator set of every graph: ONNX Runtime 1.12 and TensorRT 8.6 read it."""
+"""Operator set of a graph unless a newer one is asked for: ONNX Runtime 1.12 and TensorRT 8.6 read it."""
+NEWEST_OPSET = 21
+"""The newest that IR 10 goes with."""
 IR_VERSION = 10
 """ONNX Runtime 1.18, the oldest that is supported, reads no newer."""
 
@@ -32,11 +38,21 @@ Axes = Sequence[str | int]
 """A shape: sizes, or the names of those that vary."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A graph and what it was made from."""
+
+    graph: bytes
+    """Serialised ONNX."""
+    program: ExportedProgram
+    """What was traced: its nodes have the names of the graph's values."""
+
+
 class _TextStates(nn.Module):
     """A BERT for export: its mask, positions and token types written so that the graph stays plain.
 
     Left to itself, transformers writes them as lookups in buffers and the mask as a search for rows that are
-    masked throughout, which here never are.
+    masked throughout, which here never are. Families of other build are left to it.
     """
 
     def __init__(self, bert: nn.Module) -> None:
@@ -44,75 +60,106 @@ class _TextStates(nn.Module):
         copy: Any = deepcopy(bert)
         copy.set_attn_implementation("eager")
         self.bert = copy
+        self.plain = copy.config.model_type in _FIRST_POSITION
+        beyond_padding = _FIRST_POSITION.get(copy.config.model_type, False)
+        self.first_position = int(copy.config.pad_token_id) + 1 if beyond_padding else 0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if not self.plain:
+            found: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return found
         bias = (1 - attention_mask[:, None, None, :]).to(torch.float32) * -1e9
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.first_position
         states: Tensor = self.bert(
             input_ids=input_ids,
             attention_mask=bias,
-            position_ids=torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
             token_type_ids=torch.zeros_like(input_ids),
         ).last_hidden_state
         return states
 
 
-def text_graph(encoder: nn.Module, dim: int) -> bytes:
-    """A transformers BERT → ``input_ids``, ``attention_mask`` (batch, tokens) int64 → ``states``."""
+_FIRST_POSITION = {
+    "bert": False, "electra": False, "albert": False, "roberta": True, "xlm-roberta": True, "camembert": True,
+}  # fmt: skip
+"""``model_type`` of encoders built like BERT → whether positions count from beyond the padding's index."""
+
+
+def text_graph(encoder: nn.Module, dim: int, version: int = OPSET) -> Exported:
+    """A transformers encoder → ``input_ids``, ``attention_mask`` (batch, tokens) int64 → ``states``."""
     ids = torch.ones(2, 7, dtype=torch.int64)
     axes: Axes = ("batch", "tokens")
     return _export(
         _TextStates(encoder).eval(),
         {"input_ids": (ids, axes), "attention_mask": (torch.ones_like(ids), axes)},
         {"states": ("batch", "tokens", dim)},
+        version,
     )
 
 
-def audio_graph(encoder: nn.Module, n_mels: int, dim: int) -> bytes:
+def audio_graph(encoder: nn.Module, n_mels: int, dim: int, version: int = OPSET) -> Exported:
     """A voice encoder → ``log_mel`` (batch, frames, n_mels) → ``states`` (batch, rows, dim)."""
     return _export(
         encoder,
         {"log_mel": (torch.zeros(2, 37, n_mels), ("batch", "frames", n_mels))},
         {"states": ("batch", "rows", dim)},
+        version,
     )
 
 
-def vision_graph(encoder: nn.Module, crop_px: int, dim: int) -> bytes:
+def vision_graph(encoder: nn.Module, crop_px: int, dim: int, version: int = OPSET) -> Exported:
     """A face encoder → ``faces`` (faces, crop_px, crop_px) in [0, 1] → ``states`` (faces, dim)."""
     return _export(
         encoder,
         {"faces": (torch.zeros(3, crop_px, crop_px), ("faces", crop_px, crop_px))},
         {"states": ("faces", dim)},
+        version,
     )
 
 
-def fusion_graph(fusion: nn.Module, dims: Mapping[Modality, int]) -> bytes:
+def fusion_graph(fusion: nn.Module, dims: Mapping[Modality, int], version: int = OPSET) -> Exported:
     """A fusion model → :data:`FUSION_INPUTS` → ``sentiment`` (batch,), ``emotion_logits`` (batch, 7)."""
     inputs: dict[str, tuple[Tensor, Axes]] = {}
     for steps, modality in zip((5, 6, 7), MODALITIES, strict=True):
         dim = dims[modality]
         inputs[modality] = (torch.zeros(2, steps, dim), ("batch", f"{modality}_rows", dim))
         inputs[f"{modality}_lengths"] = (torch.tensor([steps, 1]), ("batch",))
-    return _export(fusion, inputs, {"sentiment": ("batch",), "emotion_logits": ("batch", len(EMOTIONS))})
+    outputs: dict[str, Axes] = {"sentiment": ("batch",), "emotion_logits": ("batch", len(EMOTIONS))}
+    with through_operator(fusion):
+        return _export(fusion, inputs, outputs, version)
 
 
 def _export(
-    module: nn.Module, inputs: Mapping[str, tuple[Tensor, Axes]], outputs: Mapping[str, Axes]
-) -> bytes:
+    module: nn.Module,
+    inputs: Mapping[str, tuple[Tensor, Axes]],
+    outputs: Mapping[str, Axes],
+    version: int,
+) -> Exported:
     """Trace on the example ``inputs``; the axes with names stay dynamic, from 1 up."""
+    if not OPSET <= version <= NEWEST_OPSET:
+        raise AffectError(
+            "export.opset", f"export: expected an opset from {OPSET} to {NEWEST_OPSET}, got {version}"
+        )
     varying = {axis for _, axes in inputs.values() for axis in axes if isinstance(axis, str)}
     dims = {name: torch.export.Dim(name, min=1) for name in sorted(varying)}
     with _quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
+        traced = torch.export.export(
             module,
+            (),
             kwargs={name: example for name, (example, _) in inputs.items()},
-            dynamo=True,
-            opset_version=opset.FROM,
-            input_names=list(inputs),
-            output_names=list(outputs),
             dynamic_shapes={
                 name: {i: dims[axis] for i, axis in enumerate(axes) if isinstance(axis, str)}
                 for name, (_, axes) in inputs.items()
             },
+            # Sizes that halve on the way (pooled maps) would else be taken for those of the example.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+        program = torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=max(opset.FROM, version),
+            input_names=list(inputs),
+            output_names=list(outputs),
             custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
@@ -120,12 +167,14 @@ def _export(
             raise AssertionError("unreachable: with dynamo=True the exporter returns a program or raises")
         fold_weights(program)
         model = program.model_proto
+    _declare_shapes(model.graph.input, {name: axes for name, (_, axes) in inputs.items()})
     _declare_shapes(model.graph.output, outputs)
     _forget_origin(model)
-    opset.downgrade(model)
+    if version == opset.TO:
+        opset.downgrade(model)
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)
-    return serialize(model)
+    return Exported(serialize(model), program.exported_program)
 
 
 def serialize(model: Any) -> bytes:

@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors.torch import save as save_safetensors
-from torch import nn
 
 import affectrt
 from affectrt.affect import EMOTIONS, MODALITIES, Affect, Modality
 from affectrt.backends import FloatArray
 from affectrt.backends.choice import BACKENDS, obstacle
 from affectrt.backends.onnx_runtime import OnnxGraph
-from affectrt.bundle import write_bundle
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Tokenizer, words_of
@@ -35,12 +30,14 @@ from affectrt_export import gate, graphs, parity
 from affectrt_export.gate import Int8Gate
 from affectrt_export.progress import Stages, silent
 from affectrt_export.quantize import quantize
+from affectrt_export.workplace import Proofs, load, move, one_thread, workplace
 
 if TYPE_CHECKING:
     from affectrt_training.recipes.starter.weights import Starter
 
 NAME, FAMILY = "starter", "ghrnn-cma"
 TOKENIZER, WEIGHTS = "tokenizer.json", "fusion.safetensors"
+FUSION_OUTPUTS = ("sentiment", "emotion_logits")
 PROBE_SET = "AffectRT probe sentences"
 GATE_SET = "CMU-MOSI valid"
 
@@ -67,148 +64,129 @@ class ExportReport:
     """What it says about itself, members' sizes and hashes included."""
     largest_difference: Mapping[str, float]
     """Graph → largest difference between its fp32 form and PyTorch."""
-    token_cosine: float
-    """Mean cosine between int8 and fp32 token states of the probe sentences."""
-    gate: Int8Gate
+    half_difference: Mapping[str, float]
+    """Graph → largest difference between its fp16 and its fp32 form; empty at other precisions."""
+    token_cosine: float | None
+    """Mean cosine between int8 and fp32 token states of the probe sentences; None without int8, as below."""
+    gate: Int8Gate | None
     """What int8 costs: measured when data were given, else as recorded."""
     probe_difference: float | None
     """Largest difference from the recorded answers; None when the gate was measured afresh."""
 
 
 def export_starter(
-    starter: Starter, output: Path, *, data: Path | None = None, stages: Stages = silent
+    starter: Starter,
+    output: Path,
+    *,
+    precision: str = "int8",
+    opset: int = graphs.OPSET,
+    data: Path | None = None,
+    stages: Stages = silent,
 ) -> ExportReport:
-    """Write the starter's bundle to ``output``.
+    """Write the starter's bundle to ``output``; at int8 its text encoder is, the rest stays fp32.
 
     With ``data`` the int8 gate is measured on CMU-MOSI's validation split, else the recorded one is verified.
     Raises ``export.parity``, ``export.int8_gate``, ``export.meta`` when the weights' sidecar lacks something,
-    ``export.verify`` when the written bundle doesn't repeat its answer, ``output.unwritable`` and
-    ``data.not_found``.
+    ``export.opset``, ``export.half``, ``export.verify`` when the written bundle doesn't repeat its answer,
+    ``output.unwritable`` and ``data.not_found``.
     """
-    manifest, recorded = _manifest(starter.meta), None
-    if data is None:
+    int8 = precision == "int8"
+    if int8 and opset != graphs.OPSET:
+        raise AffectError(
+            "export.opset", f"int8 is written at opset {graphs.OPSET}, got {opset}; leave it out"
+        )
+    manifest, recorded = _manifest(starter.meta, precision, opset), None
+    if int8 and data is None:
         recorded = Int8Gate.recorded(starter.meta)
         gate.check_cost(recorded)  # before minutes of work
-    with _workplace(output) as folder, _one_thread():
-        members, differences = _proven_members(starter, manifest, stages)
-        with stages("text encoder → int8"):
-            fp32_text = members["text.onnx"]
-            members["text.onnx"] = quantize(fp32_text)
-        with stages("int8 token states against fp32"):
-            tokenizer = Tokenizer.from_json(starter.tokenizer_json, manifest.text.max_tokens)
-            cosine = token_cosine(fp32_text, members["text.onnx"], tokenizer)
-        candidate = _load(folder / "int8.affect", manifest, members)
+    proofs = Proofs(stages, half=precision == "fp16")
+    cosine: float | None = None
+    found: Int8Gate | None = None
+    probe_difference: float | None = None
+    with workplace(output) as folder, one_thread():
+        _prove(starter, proofs, opset)
+        members = proofs.members
+        if int8:
+            with stages("text encoder → int8"):
+                members["text.onnx"] = quantize(proofs.fp32["text.onnx"])
+            with stages("int8 token states against fp32"):
+                tokenizer = Tokenizer.from_json(starter.tokenizer_json, starter.meta["text"]["max_tokens"])
+                cosine = token_cosine(proofs.fp32["text.onnx"], members["text.onnx"], tokenizer)
+        candidate = load(folder / "candidate.affect", manifest, members)
         if recorded is not None:
             found = recorded
             with stages("int8 gate: is this the encoder that was measured?"):
-                probe_difference: float | None = gate.check_probe(found, gate.probe(candidate))
-        else:
+                probe_difference = gate.check_probe(found, gate.probe(candidate))
+        elif int8:
             assert data is not None
             with stages(f"int8 gate: measuring on {GATE_SET}"):
-                fp32 = _load(folder / "fp32.affect", manifest, {**members, "text.onnx": fp32_text})
-                found, probe_difference = gate.measure(fp32, candidate, data), None
+                fp32 = load(folder / "fp32.affect", manifest, {**members, **proofs.fp32})
+                found = gate.measure(fp32, candidate, data)
             gate.check_cost(found)
         with stages("bundle: written, opened again, asked once more"):
-            manifest = replace(manifest, metrics=(*manifest.metrics, *_measured(found, cosine)))
+            if found is not None and cosine is not None:
+                manifest = replace(manifest, metrics=(*manifest.metrics, *_measured(found, cosine)))
             final = folder / "final.affect"
-            model = _load(final, manifest, members)
+            model = load(final, manifest, members)
             _check_same_answer(candidate, model)
-            _check_backends(final, model)
-            _move(final, output)
-    return ExportReport(output, model.manifest, differences, cosine, found, probe_difference)
-
-
-@contextmanager
-def _workplace(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` that is gone afterwards. Made first: who can't write there needn't wait."""
-    try:
-        if output.is_dir():
-            raise IsADirectoryError(0, "it is a directory")
-        folder = TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    with folder as name:
-        yield Path(name)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread: its threads spin while they wait: on a busy machine, thirty-fold work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _move(source: Path, output: Path) -> None:
-    try:
-        source.replace(output)
-    except OSError as error:
-        raise _unwritable(output, error) from error
-
-
-def _unwritable(output: Path, error: OSError) -> AffectError:
-    return AffectError(
-        "output.unwritable",
-        f"can't write the bundle '{output}' ({error.strerror}); check that its folder exists and is yours",
+            _check_backends(final, model, 1e-4 if precision != "fp16" else parity.HALF_TOLERANCE)
+            move(final, output)
+    return ExportReport(
+        output, model.manifest, proofs.differences, proofs.half_differences, cosine, found, probe_difference
     )
 
 
-def _proven_members(
-    starter: Starter, manifest: Manifest, stages: Stages
-) -> tuple[dict[str, bytes], dict[str, float]]:
-    """Every file of the bundle with all graphs in fp32, and each graph's largest difference from PyTorch."""
-    max_tokens, n_mels, crop_px = manifest.text.max_tokens, manifest.audio.n_mels, manifest.vision.crop_px
-    dims: dict[Modality, int] = {
-        "text": manifest.text.dim,
-        "audio": manifest.audio.dim,
-        "vision": manifest.vision.dim,
-    }
-    frames = round(parity.LONGEST_AUDIO_S / manifest.audio.hop_s)
+def _prove(starter: Starter, proofs: Proofs, opset: int) -> None:
+    """Make every graph of the bundle."""
+    meta = starter.meta
+    max_tokens, n_mels, crop_px = (
+        int(meta[part][name])
+        for part, name in (("text", "max_tokens"), ("audio", "n_mels"), ("vision", "crop_px"))
+    )
+    dims: dict[Modality, int] = {m: int(meta[m]["dim"]) for m in MODALITIES}
+    frames = round(parity.LONGEST_AUDIO_S / meta["audio"]["hop_s"])
     sentences, tokenizer = gate.probe_sentences(), Tokenizer.from_json(starter.tokenizer_json, max_tokens)
-    members: dict[str, bytes] = {TOKENIZER: starter.tokenizer_json}
-    differences: dict[str, float] = {}
-
-    def prove(
-        name: str,
-        graph: Callable[[], bytes],
-        module: nn.Module,
-        cases: Iterable[parity.Case],
-        outputs: Sequence[str] = ("states",),
-    ) -> None:
-        member = f"{name}.onnx"
-        with stages(f"{name}: PyTorch → ONNX"):
-            members[member] = graph()
-        with stages(f"{name}: ONNX against PyTorch"):
-            differences[name] = parity.check_parity(member, members[member], module, outputs, cases)
-
     text, voice, face, fusion = (
         starter.text_encoder,
         starter.voice_encoder,
         starter.face_encoder,
         starter.fusion,
     )
-    text_cases = parity.text_cases(tokenizer, sentences, max_tokens)
-    prove("text", lambda: graphs.text_graph(text, dims["text"]), text, text_cases)
-    audio_cases = parity.audio_cases(n_mels, frames)
-    prove("audio", lambda: graphs.audio_graph(voice, n_mels, dims["audio"]), voice, audio_cases)
-    vision_cases = parity.vision_cases(crop_px)
-    prove("vision", lambda: graphs.vision_graph(face, crop_px, dims["vision"]), face, vision_cases)
-
+    proofs.prove(
+        "text",
+        lambda: graphs.text_graph(text, dims["text"], opset),
+        text,
+        lambda: parity.text_cases(tokenizer, sentences, max_tokens),
+    )
+    proofs.prove(
+        "audio",
+        lambda: graphs.audio_graph(voice, n_mels, dims["audio"], opset),
+        voice,
+        lambda: parity.audio_cases(n_mels, frames),
+    )
+    proofs.prove(
+        "vision",
+        lambda: graphs.vision_graph(face, crop_px, dims["vision"], opset),
+        face,
+        lambda: parity.vision_cases(crop_px),
+    )
     ids = parity.token_stream(tokenizer, sentences, max_tokens)[None]
     states: dict[Modality, FloatArray] = {
         "text": parity.first_output(text, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0],
         "audio": parity.first_output(voice, {"log_mel": parity.speech_like(frames, n_mels)[None]})[0],
         "vision": parity.first_output(face, {"faces": parity.face_like(40, crop_px)}),
     }
-    outputs = ("sentiment", "emotion_logits")
-    prove("fusion", lambda: graphs.fusion_graph(fusion, dims), fusion, parity.fusion_cases(states), outputs)
+    proofs.prove(
+        "fusion",
+        lambda: graphs.fusion_graph(fusion, dims, opset),
+        fusion,
+        lambda: parity.fusion_cases(states),
+        FUSION_OUTPUTS,
+    )
+    proofs.members[TOKENIZER] = starter.tokenizer_json
     # For native execution: the weights under the names they have in the model.
     weights = {name: tensor.float().contiguous() for name, tensor in fusion.state_dict().items()}
-    members[WEIGHTS] = save_safetensors(weights)
-    return members, differences
+    proofs.members[WEIGHTS] = save_safetensors(weights)
 
 
 def token_cosine(fp32: bytes, int8: bytes, tokenizer: Tokenizer) -> float:
@@ -222,7 +200,7 @@ def token_cosine(fp32: bytes, int8: bytes, tokenizer: Tokenizer) -> float:
     return float(np.concatenate(cosines).mean())
 
 
-def _manifest(meta: Mapping[str, Any]) -> Manifest:
+def _manifest(meta: Mapping[str, Any], precision: str, opset: int) -> Manifest:
     """What the bundle will say, but for its members' sizes and hashes and what the export measures."""
     missing = [key for key in _NEEDED_META if key not in meta]
     if missing:
@@ -244,8 +222,10 @@ def _manifest(meta: Mapping[str, Any]) -> Manifest:
         "fusion": {"graph": graph_names["fusion"], "weights": WEIGHTS},
         "calibration": meta["calibration"],
         "window_s": meta["window_s"],
-        "precision": {"text": "int8", "audio": "fp32", "vision": "fp32", "fusion": "fp32"},
-        "opset": graphs.OPSET,
+        "precision": {
+            part: precision if precision != "int8" or part == "text" else "fp32" for part in graph_names
+        },
+        "opset": opset,
         "ir_version": graphs.IR_VERSION,
         "metrics": meta["metrics"],
         "licence": meta["licence"],
@@ -265,11 +245,6 @@ def _measured(found: Int8Gate, cosine: float) -> tuple[Metric, ...]:
     )
 
 
-def _load(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> Model:
-    write_bundle(path, manifest, members)
-    return affectrt.load(path)
-
-
 def _check_same_answer(measured: Model, written: Model) -> None:
     sentence = gate.probe_sentences()[0]
     before, after = (model.predict(text=sentence) for model in (measured, written))
@@ -282,7 +257,7 @@ def _check_same_answer(measured: Model, written: Model) -> None:
         )
 
 
-def _check_backends(path: Path, written: Model) -> None:
+def _check_backends(path: Path, written: Model, tolerance: float) -> None:
     """Whatever runs the fusion on the device must say the same: its graph and its weights are two members."""
     random = np.random.default_rng(0)
     rows = {m: random.standard_normal((30, written.manifest.dim(m))).astype(np.float32) for m in MODALITIES}
@@ -295,11 +270,11 @@ def _check_backends(path: Path, written: Model) -> None:
     }
     first, *others = answers.items()
     for backend, answer in others:
-        if (difference := _difference(first[1], answer)) > 1e-4:
+        if (difference := _difference(first[1], answer)) > tolerance:
             raise AffectError(
                 "export.verify",
                 f"the backends {first[0]} and {backend} differ by {difference:.2g} on the same features, "
-                f"expected at most 1e-4; nothing was written",
+                f"expected at most {tolerance:g}; nothing was written",
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from affectrt.affect import MODALITIES, Modality
 from affectrt.backends import Array, FloatArray
@@ -18,12 +19,19 @@ from affectrt.calibration import presence_key
 from affectrt.errors import AffectError
 from affectrt.features.audio import LOWEST_LEVEL
 from affectrt.features.text import Tokenizer, words_of
+from affectrt_export.locate import first_difference
 
 TOLERANCE = 1e-4
 """Largest absolute difference of any output value between a fp32 graph and PyTorch."""
 
+HALF_TOLERANCE = 1e-2
+"""The same between a graph in half precision and the fp32 one, over the output's largest magnitude or 1."""
+
 LONGEST_AUDIO_S = 20.0
 """A window's limit on the device."""
+
+_EVERY_LENGTH_TOKENS = 128
+"""Texts up to here are tried at every length, longer ones at some."""
 
 _PATTERNS: tuple[frozenset[Modality], ...] = tuple(
     frozenset(some) for count in range(4) for some in combinations(MODALITIES, count)
@@ -43,52 +51,67 @@ class Case:
 
 
 def check_parity(
-    name: str, graph: bytes, module: nn.Module, outputs: Sequence[str], cases: Iterable[Case]
+    name: str,
+    graph: bytes,
+    reference: nn.Module | bytes,
+    outputs: Sequence[str],
+    cases: Iterable[Case],
+    program: ExportedProgram | None = None,
 ) -> float:
-    """Run the graph and the module on every case and return the largest difference.
+    """Run a graph and what it was made from on every case and return the largest difference.
 
-    Raises ``export.parity`` naming graph, output, difference, case and input shapes when an output is not
-    finite, has another shape or differs by more than :data:`TOLERANCE`, and ``graph.signature`` when the
-    graph has other inputs or outputs than the case and ``outputs`` say.
+    ``reference``: the PyTorch module of a fp32 graph, or the fp32 graph of one in half precision.
+    ``program``: what was traced, to tell where a difference first appears.
+
+    Raises ``export.parity`` naming graph, output, difference, case, input shapes and the node where it first
+    appears, when an output is not finite, has another shape or differs by more than :data:`TOLERANCE`, in
+    half precision :data:`HALF_TOLERANCE`; ``graph.signature`` when the graph has other inputs or outputs than
+    the case and ``outputs`` say.
     """
     # One thread: the many small runs gain nothing from more, and suffer where other work is waiting.
     runner = OnnxGraph(graph, threads=1, name=name)
+    fp32 = OnnxGraph(reference, threads=1, name=name) if isinstance(reference, bytes) else None
     largest, count = 0.0, 0
     for case in cases:
         if not count:
             runner.expect(list(case.inputs), outputs)
         count += 1
-        expected = _torch_outputs(module, case.inputs)
+        if isinstance(reference, bytes):
+            assert fp32 is not None
+            expected = fp32(**case.inputs)
+        else:
+            expected = _torch_outputs(reference, case.inputs)
         for output, got, want in zip(outputs, runner(**case.inputs), expected, strict=True):
-            largest = max(largest, _difference(name, output, got, want, case))
+            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in case.inputs.items())
+            where = f"{name}: output '{output}' on {case.what} ({shapes})"
+            difference, wrong = _compared(got, want, half=fp32 is not None)
+            if wrong:
+                located = "" if program is None else _located(graph, program, case)
+                raise AffectError("export.parity", f"{where}: {wrong}{located}; nothing was written")
+            largest = max(largest, difference)
     if not count:
         raise AffectError("export.parity", f"{name}: no case to compare graph and PyTorch on")
     return largest
 
 
-def _difference(name: str, output: str, got: FloatArray, want: FloatArray, case: Case) -> float:
-    shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in case.inputs.items())
-    where = f"{name}: output '{output}' on {case.what} ({shapes})"
+def _compared(got: FloatArray, want: FloatArray, *, half: bool) -> tuple[float, str]:
+    """The largest difference, and what is wrong with it if anything."""
+    who = "the fp32 graph" if half else "PyTorch"
     if got.shape != want.shape:
-        raise AffectError(
-            "export.parity",
-            f"{where}: the graph gives shape {list(got.shape)}, PyTorch {list(want.shape)}; "
-            f"nothing was written",
-        )
+        return np.inf, f"the graph gives shape {list(got.shape)}, {who} {list(want.shape)}"
     if not (np.isfinite(got).all() and np.isfinite(want).all()):
-        raise AffectError(
-            "export.parity",
-            f"{where}: NaN or infinity from {'PyTorch' if not np.isfinite(want).all() else 'the graph'}; "
-            f"check the weights; nothing was written",
-        )
+        source = who if not np.isfinite(want).all() else "the graph"
+        advice = "export as fp32" if half and source == "the graph" else "check the weights"
+        return np.inf, f"NaN or infinity from {source}; {advice}"
     difference = float(np.abs(got - want).max(initial=0.0))
-    if difference > TOLERANCE:
-        raise AffectError(
-            "export.parity",
-            f"{where}: graph and PyTorch differ by {difference:.3g}, at most {TOLERANCE:g} is allowed; "
-            f"nothing was written",
-        )
-    return difference
+    allowed = HALF_TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))) if half else TOLERANCE
+    if difference > allowed:
+        return difference, f"graph and {who} differ by {difference:.3g}, at most {allowed:.3g} is allowed"
+    return difference, ""
+
+
+def _located(graph: bytes, program: ExportedProgram, case: Case) -> str:
+    return f"; they differ {first_difference(graph, program, case.inputs)}"
 
 
 def first_output(module: nn.Module, inputs: Mapping[str, Array]) -> FloatArray:
@@ -111,9 +134,10 @@ def lengths_to(longest: int) -> list[int]:
 
 
 def text_cases(tokenizer: Tokenizer, sentences: Sequence[str], max_tokens: int) -> Iterator[Case]:
-    """Real sentences, one after the other, cut to every length; and three of different lengths together."""
+    """Real sentences, one after the other, cut to many lengths; and three of different lengths together."""
     stream = token_stream(tokenizer, sentences, max_tokens)
-    for length in range(1, max_tokens + 1):
+    every = range(1, min(max_tokens, _EVERY_LENGTH_TOKENS) + 1)
+    for length in sorted({*every, *lengths_to(max_tokens)}):
         ids = stream[None, :length]
         yield Case(f"{length} tokens", {"input_ids": ids, "attention_mask": np.ones_like(ids)})
     for length in sorted({1, 2, max_tokens // 3 or 1, max_tokens}):
@@ -179,9 +203,9 @@ def fusion_cases(states: Mapping[Modality, FloatArray]) -> Iterator[Case]:
     ``states``: (T, D) rows of each encoder, the longest that are tried.
     """
     longest = {m: len(rows) for m, rows in states.items()}
-    for text_rows in lengths_to(longest["text"]):
-        lengths = {m: min(text_rows, longest[m]) for m in MODALITIES}
-        yield Case(f"{text_rows} rows", _fusion_inputs(states, [lengths]))
+    for rows in lengths_to(max(longest.values())):
+        lengths = {m: min(rows, longest[m]) for m in MODALITIES}
+        yield Case(f"{rows} rows", fusion_inputs(states, [lengths]))
     for part in (0.0, 0.1, 0.5, 1.0):
         full = {m: max(1, round(part * count)) for m, count in longest.items()}
         for index, present in enumerate(_PATTERNS):
@@ -190,14 +214,15 @@ def fusion_cases(states: Mapping[Modality, FloatArray]) -> Iterator[Case]:
                 {m: max(1, full[m] // 2) for m in MODALITIES},
                 {m: full[m] if m in _PATTERNS[-1 - index] else 0 for m in MODALITIES},
             ]
-            for rows in (batch[:1], batch):
-                what = f"{presence_key(present)}, batch {len(rows)}, up to {full['text']} tokens"
-                yield Case(what, _fusion_inputs(states, rows))
+            for part_of in (batch[:1], batch):
+                what = f"{presence_key(present)}, batch {len(part_of)}, up to {max(full.values())} rows"
+                yield Case(what, fusion_inputs(states, part_of))
 
 
-def _fusion_inputs(
+def fusion_inputs(
     states: Mapping[Modality, FloatArray], lengths: Sequence[Mapping[Modality, int]]
 ) -> dict[str, Array]:
+    """A fusion graph's inputs: the first so many rows of each modality, for each row of the batch."""
     inputs: dict[str, Array] = {}
     for modality in MODALITIES:
         counts = np.array([row[modality] for row in lengths], np.int64)

@@ -17,8 +17,9 @@ import torch
 from onnxscript import FLOAT, INT64, ir
 from onnxscript import opset18 as op
 
+import affectrt_export.lstm  # noqa: F401
 import affectrt_kernels.attention_ops
-import affectrt_kernels.ops  # noqa: F401  these two register the operators named below
+import affectrt_kernels.ops  # noqa: F401  these three register the operators named below
 
 # The default limits leave a GRU of more than 32 units unfolded; nothing in our graphs is near 1 GiB.
 _FOLD_LIMIT_ELEMENTS = 1 << 28
@@ -127,6 +128,29 @@ def pairwise_attention(
     return outputs + log_sums
 
 
+def lstm(x: FLOAT, w_x: FLOAT, w_h: FLOAT, bias: FLOAT, reverse: bool = False) -> FLOAT:
+    """``affectrt_export::lstm`` as one ONNX ``LSTM``; blocks are i, o, f, c where PyTorch has i, f, c, o.
+
+    Rows past a length are computed like the others and read by nobody, as in PyTorch: no sequence_lens.
+    """
+    hidden = w_h.shape[1]
+    no_recurrent_bias = op.Constant(value=ir.tensor(np.zeros((1, 4 * hidden), x.dtype.numpy())))
+
+    def reordered(tensor: Any) -> Any:
+        blocks = [op.Slice(tensor, [k * hidden], [(k + 1) * hidden], [0]) for k in (0, 3, 1, 2)]
+        return op.Unsqueeze(op.Concat(*blocks, axis=0), [0])
+
+    y, _, _ = op.LSTM(
+        op.Transpose(x, perm=[1, 0, 2]),  # (T, B, I)
+        reordered(w_x),
+        reordered(w_h),
+        op.Concat(reordered(bias), no_recurrent_bias, axis=1),
+        hidden_size=hidden,
+        direction="reverse" if reverse else "forward",
+    )
+    return op.Transpose(op.Squeeze(y, [1]), perm=[1, 0, 2])
+
+
 def _part(stacked: Any, index: int) -> Any:
     """One entry of the first axis; of what ``torch.stack`` joined, the tensor itself: it saves two copies."""
     joined = stacked.producer()
@@ -142,6 +166,7 @@ def _part(stacked: Any, index: int) -> Any:
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.affectrt.gated_rnn.default: gated_rnn,
     torch.ops.affectrt.pairwise_attention.default: pairwise_attention,
+    torch.ops.affectrt_export.lstm.default: lstm,
 }
 
 

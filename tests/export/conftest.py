@@ -128,4 +128,4 @@ def bundle(report: ExportReport) -> Bundle:
 @pytest.fixture(scope="session")
 def text_fp32(starter: Starter) -> bytes:
     """The text graph before quantization."""
-    return graphs.text_graph(starter.text_encoder, TEXT_DIM)
+    return graphs.text_graph(starter.text_encoder, TEXT_DIM).graph

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from affectrt.cli import main
-from affectrt_export.command import _print
+from affectrt_export.command import _print_starter
 from affectrt_export.package import ExportReport
 from affectrt_export.progress import shown
 
@@ -19,7 +19,7 @@ def test_recording_a_gate_needs_data(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_only_what_can_be_exported_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "nothing"]) == 2
-    assert "invalid choice: 'nothing'" in capsys.readouterr().err
+    assert "[export.unknown] expected 'starter' or the folder of a run" in capsys.readouterr().err
 
 
 def test_missing_weights_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +35,7 @@ def test_missing_weights_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_report_names_what_was_measured(report: ExportReport, capsys: pytest.CaptureFixture[str]) -> None:
-    _print(report)
+    _print_starter(report)
     shown_lines = capsys.readouterr().out
     for part in ("text    int8", "fusion  fp32", "measured now", f"{report.gate.mosi_valid_mae_int8:.4f}"):
         assert part in shown_lines

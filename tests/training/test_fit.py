@@ -112,7 +112,7 @@ def test_a_run_folder_gives_back_the_model(finished: tuple[Path, Fitted]) -> Non
         fitted.config, DIMS, {"train": 40, "valid": 15},
     )  # fmt: skip
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.json", "metrics.csv", "metrics.json", "model.safetensors",
+        "calibration.json", "config.json", "metrics.csv", "metrics.json", "model.safetensors",
     ]  # fmt: skip
     examples = synthetic().split("valid")
     assert np.array_equal(predict(loaded, examples).sentiment, predict(fitted, examples).sentiment)

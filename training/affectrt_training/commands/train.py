@@ -168,6 +168,7 @@ def _train_system(args: argparse.Namespace) -> None:
     print(report(fitted.metrics, f"{name} on {dataset.name}, split valid, {epochs}"))
     print(f"run: {folder}")
     print(f"next: affectrt evaluate {folder} --data {' '.join(args.data)}")
+    print(f"      affectrt export {folder} --data {' '.join(args.data)}")
 
 
 def _check_folder(folder: Path, *, replaced: bool) -> None:
@@ -201,7 +202,8 @@ COMMAND = Command(
     add_arguments=_add_arguments,
     run=_run,
     examples=f"""\
-A run's folder holds config.json, model.safetensors (the best epoch's weights), metrics.json and metrics.csv.
+A run's folder holds config.json, model.safetensors (the best epoch's weights), calibration.json, metrics.json
+and metrics.csv.
 'affectrt systems' says what NAME can be, 'affectrt describe' what a file of data holds. Recipes:
 {_RECIPE_TABLE}
 

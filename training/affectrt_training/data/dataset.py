@@ -15,6 +15,9 @@ from affectrt.errors import AffectError
 
 FloatMatrix = npt.NDArray[np.float32]
 
+RAW_CLIPS = "table of raw clips"
+"""Format of data sets whose audio and vision rows the device's own extractors made."""
+
 
 @dataclass(frozen=True)
 class Example:

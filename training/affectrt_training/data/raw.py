@@ -148,12 +148,18 @@ class ClipExtractor:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @cached_property
-    def _graphs(self) -> tuple[Graph, Graph]:
+    def encoders(self) -> tuple[VoiceEncoder, FaceEncoder]:
+        """What makes states of log-mel rows and of face crops, in evaluation mode."""
         parts = read_parts(self._weights)
         voice = VoiceEncoder(VoiceEncoderConfig(**_tupled(self._meta["voice_encoder"])))
         face = FaceEncoder(FaceEncoderConfig(**_tupled(self._meta["face_encoder"])))
         fill(voice, parts["voice"], "voice")
         fill(face, parts["face"], "face")
+        return voice.eval().requires_grad_(False), face.eval().requires_grad_(False)
+
+    @cached_property
+    def _graphs(self) -> tuple[Graph, Graph]:
+        voice, face = self.encoders
         return _graph(voice), _graph(face)
 
     def rows(self, path: Path, kind: Kind, notes: list[str]) -> Rows:
@@ -194,7 +200,6 @@ class ClipExtractor:
 
 def _graph(module: torch.nn.Module) -> Graph:
     """A torch module as the extractors call their graphs."""
-    module.eval().requires_grad_(False)
 
     @torch.no_grad()
     def run(**inputs: Any) -> tuple[FloatMatrix, ...]:

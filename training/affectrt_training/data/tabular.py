@@ -17,7 +17,7 @@ import numpy as np
 from affectrt.affect import Modality
 from affectrt.errors import AffectError
 from affectrt_training.data.assemble import Assembly, Reading, Stream, split_name
-from affectrt_training.data.dataset import Dataset, FloatMatrix
+from affectrt_training.data.dataset import RAW_CLIPS, Dataset, FloatMatrix
 from affectrt_training.labels import emotion_index
 
 FILE_COLUMNS = ("audio", "video", "image")
@@ -68,7 +68,7 @@ def read_table(path: Path, reading: Reading) -> Dataset:
             emotion=[emotion[i] for i in chosen],
             groups=[rows[i][group] for i in chosen] if group else None,
         )
-    return assembly.dataset(path.stem, "table of raw clips" if files else "table of sentences")
+    return assembly.dataset(path.stem, RAW_CLIPS if files else "table of sentences")
 
 
 def _nothing(dim: int) -> FloatMatrix:

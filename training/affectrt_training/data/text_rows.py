@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from time import perf_counter
@@ -18,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from affectrt.errors import AffectError
-from affectrt.features.text import Tokenizer, Word, words_of
+from affectrt.features.passages import Passage, Pooling, passages, row_count
+from affectrt.features.text import words_of
 from affectrt_training.data.dataset import Dataset, Example, FloatMatrix
 from affectrt_training.encoders.text import (
     TextEncoder,
     TextSettings,
     max_tokens_of,
     pad_ids,
-    tokenizer_json,
     tokenizer_of,
     weights_hash,
 )
@@ -152,52 +152,13 @@ def _digest(rows: FloatMatrix) -> str:
     return hashlib.sha256(json.dumps(rows.shape).encode() + rows.tobytes()).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Passage:
-    """What one pass of the encoder reads of one text."""
-
-    key: str
-    ids: Ids
-    """(T,) with the special tokens."""
-    owners: Ids
-    """(T,) the row that each state is averaged into; -1: none."""
-
-
-def _passages(
-    key: str, words: tuple[str, ...], settings: TextSettings, whole: Tokenizer, room: int
-) -> list[_Passage]:
-    """What the encoder must read of a text: for token rows one passage, else as many as it takes.
-
-    Passages begin and end with whole words as far as they have ``room`` tokens for them. The last one is
-    short: words before it fill the room that is left, as context. ``whole`` never cuts.
-    """
-    if settings.rows == "token":
-        ids = tokenizer_of(settings).encode(words_of(" ".join(words), 0.0)).ids
-        return [_Passage(key, ids, np.arange(len(ids)))] if len(ids) else []
-    # Instead of times, words carry their index, which comes back with their tokens.
-    encoded = whole.encode([Word(word, float(k), float(k)) for k, word in enumerate(words)])
-    ids, words_of_ids = encoded.ids[1:-1], encoded.times_s[1:-1].astype(np.int64)
-    rows = words_of_ids // (settings.window_words if settings.rows == "window" else 1)
-    passages, begin = [], 0
-    while begin < len(ids):
-        end = min(begin + room, len(ids))
-        if end < len(ids):
-            # Back to a word's first token; a word that is longer than the room is cut in two.
-            first = int(np.searchsorted(words_of_ids, words_of_ids[end]))
-            end = first if first > begin else end
-        context = begin if end < len(ids) else max(0, end - room)
-        if 0 < context < begin and words_of_ids[context] == words_of_ids[context - 1]:
-            context = min(begin, int(np.searchsorted(words_of_ids, words_of_ids[context] + 1)))
-        owners = np.where(np.arange(context, end) < begin, -1, rows[context:end])
-        passages.append(
-            _Passage(
-                key,
-                np.concatenate([encoded.ids[:1], ids[context:end], encoded.ids[-1:]]),
-                np.concatenate([[-1], owners, [-1]]),
-            )
-        )
-        begin = end
-    return passages
+def _passages(words: tuple[str, ...], settings: TextSettings) -> list[Passage]:
+    """What the encoder must read of a text: for token rows one passage, else as many as it takes."""
+    tokenizer = tokenizer_of(settings)
+    if settings.words_per_row:
+        return passages(words, tokenizer, settings.words_per_row)
+    ids = tokenizer.encode(words_of(" ".join(words), 0.0)).ids
+    return [Passage(ids, np.arange(len(ids)))] if len(ids) else []
 
 
 def _encode(
@@ -209,34 +170,30 @@ def _encode(
     """Hand the rows of every text to ``keep``, each as soon as it is done."""
     encoder = TextEncoder(settings)
     device = next(encoder.parameters()).device
-    whole = Tokenizer.from_json(tokenizer_json(settings), max_tokens=1 << 30)
-    room = max_tokens_of(settings) - 2
-    passages, sums, counts, pending = [], {}, {}, {}
+    queue: list[tuple[str, Passage]] = []
+    pooled, pending = {}, {}
     for key, words in texts.items():
-        own = _passages(key, words, settings, whole, room)
-        per_row = {"word": 1, "window": settings.window_words}.get(settings.rows)
-        count = -(-len(words) // per_row) if per_row else sum(len(p.ids) for p in own)
-        sums[key], counts[key] = np.zeros((count, encoder.dim), np.float32), np.zeros((count, 1), np.float32)
-        pending[key] = len(own)
-        passages += own
+        own = _passages(words, settings)
+        per_row = settings.words_per_row
+        count = row_count(len(words), per_row) if per_row else sum(len(p.ids) for p in own)
+        pooled[key], pending[key] = Pooling(count, encoder.dim), len(own)
+        queue += [(key, passage) for passage in own]
         if not own:
-            keep(key, sums[key])
+            keep(key, pooled[key].rows())
     # Like lengths together, so that little of a batch is padding; the longest first.
-    passages.sort(key=lambda p: -len(p.ids))
-    with _bar(len(passages), progress) as advance:
-        while passages:
-            size = max(1, BATCH_TOKENS // len(passages[0].ids))
-            batch, passages = passages[:size], passages[size:]
-            ids, mask = pad_ids([torch.from_numpy(p.ids) for p in batch])
+    queue.sort(key=lambda entry: -len(entry[1].ids))
+    with _bar(len(queue), progress) as advance:
+        while queue:
+            size = max(1, BATCH_TOKENS // len(queue[0][1].ids))
+            batch, queue = queue[:size], queue[size:]
+            ids, mask = pad_ids([torch.from_numpy(passage.ids) for _, passage in batch])
             with torch.inference_mode():
                 states = encoder(ids.to(device), mask.to(device)).float().cpu().numpy()
-            for passage, rows in zip(batch, states, strict=True):
-                owned = np.flatnonzero(passage.owners >= 0)
-                np.add.at(sums[passage.key], passage.owners[owned], rows[owned])
-                np.add.at(counts[passage.key], passage.owners[owned], 1.0)
-                pending[passage.key] -= 1
-                if not pending[passage.key]:
-                    keep(passage.key, sums[passage.key] / np.maximum(counts[passage.key], np.float32(1)))
+            for (key, passage), rows in zip(batch, states, strict=True):
+                pooled[key].add(passage, rows)
+                pending[key] -= 1
+                if not pending[key]:
+                    keep(key, pooled[key].rows())
             advance(len(batch))
 
 

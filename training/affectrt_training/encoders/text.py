@@ -60,6 +60,11 @@ class TextSettings:
     window_words: int = 16
     """Words per row of ``rows: window``."""
 
+    @property
+    def words_per_row(self) -> int:
+        """Words whose tokens' mean is one row; 0: a row is a token."""
+        return {"token": 0, "word": 1, "window": self.window_words}[self.rows]
+
     def __post_init__(self) -> None:
         if self.max_tokens < 3:
             raise ValueError(f"max_tokens: expected at least 3 ([CLS], one, [SEP]), got {self.max_tokens}")

@@ -1,4 +1,4 @@
-"""Run folders: ``config.json``, ``model.safetensors``, ``metrics.json``, ``metrics.csv``.
+"""Run folders: ``config.json``, ``model.safetensors``, ``calibration.json``, ``metrics.json`` and ``.csv``.
 
 A run with a tuned text encoder has ``encoder.safetensors``, too: its adapter, or all of it.
 """
@@ -17,9 +17,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from affectrt.affect import MODALITIES, Modality
+from affectrt.calibration import Calibration
 from affectrt.errors import AffectError
 from affectrt_training.config import build
 from affectrt_training.encoders.text import TextEncoder
+from affectrt_training.fit.calibrate import FILE as CALIBRATION
+from affectrt_training.fit.calibrate import read_calibration, write_calibration
 from affectrt_training.fit.course import HISTORY, STATE, differences
 from affectrt_training.fit.prepare import Reader, TextFrom
 from affectrt_training.fit.settings import RunConfig
@@ -53,7 +56,11 @@ class Fitted:
     encoder: TextEncoder | None = None
     """The text encoder, if it was tuned along."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """What it was trained on: ``name``; ``splits`` and ``sha256`` by split; ``label_range``."""
+    """What it was trained on: ``name``; ``splits`` and ``sha256`` by split; ``label_range``; ``modalities``
+    that occur; ``rows``, what those of each modality are like; ``clips``, which extractor made the rows of
+    raw clips, null where the data brought theirs."""
+    calibration: Calibration | None = None
+    """How far it may be trusted, from its validation split; None unless it was kept in a folder."""
 
     @property
     def reader(self) -> Reader:
@@ -65,7 +72,7 @@ def begin_run(folder: Path, description: Mapping[str, Any], *, resume: bool) -> 
     """Write ``config.json``, or compare with the one that is there. Raises ``checkpoint.mismatch``."""
     path = folder / CONFIG
     if not resume or not path.exists():
-        for name in (METRICS, MODEL, ENCODER, HISTORY):
+        for name in (METRICS, MODEL, ENCODER, HISTORY, CALIBRATION):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / STATE.parent, ignore_errors=True)
         write_json(path, {"schema": SCHEMA, **description, "versions": _versions()})
@@ -95,6 +102,8 @@ def finish_run(folder: Path, fitted: Fitted) -> None:
     write_tensors(folder / MODEL, fitted.model.state_dict())
     if fitted.encoder is not None:
         write_tensors(folder / ENCODER, fitted.encoder.adapter())
+    if fitted.calibration is not None:
+        write_calibration(folder, fitted.calibration)
     select = {"best_epoch": fitted.best_epoch, "epochs": len(fitted.history)}
     write_json(folder / METRICS, {**select, "valid": fitted.metrics})
     shutil.rmtree(folder / STATE.parent, ignore_errors=True)
@@ -156,6 +165,7 @@ def load_run(folder: Path) -> Fitted:
         text_from=source,
         encoder=encoder,
         data=data,
+        calibration=read_calibration(folder),
     )
 
 

@@ -22,9 +22,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from affectrt.cli.output import progress as progress_bar
 from affectrt.errors import AffectError, require
-from affectrt_training.data.dataset import Dataset
+from affectrt_training.data.dataset import RAW_CLIPS, Dataset
 from affectrt_training.data.text_rows import with_text_rows
 from affectrt_training.encoders.text import TextEncoder
+from affectrt_training.fit.calibrate import calibrate, rows_told
 from affectrt_training.fit.checkpoint import Fitted, begin_run, finish_run, is_finished, load_run
 from affectrt_training.fit.course import Course, Progress, read_state, tell
 from affectrt_training.fit.network import Network
@@ -67,11 +68,13 @@ def fit_run(
     select = selected_metric(training, dataset, valid)
     used = replace(dataset, splits={name: dataset.split(name) for name in (train, valid)})
     source = text_from(used, config.text)
-    data = {
+    data: dict[str, Any] = {
         "name": dataset.name,
         "splits": {name: len(part) for name, part in used.splits.items()},
         "label_range": list(dataset.label_range),
         "sha256": {name: fingerprint([part]) for name, part in used.splits.items()},
+        "modalities": list(used.modalities),
+        "clips": _clip_extractor() if dataset.format == RAW_CLIPS else None,
     }
     with isolate_rng(), _quietly():
         seed_all(training.seed, 0)
@@ -85,6 +88,7 @@ def fit_run(
         train_set, valid_set = (reader.read(used.split(name), cache, progress) for name in (train, valid))
         for name, examples in ((train, train_set), (valid, valid_set)):
             check_rows(examples.examples, reader.dims, f"{dataset.name}, split '{name}'")
+        data["rows"] = rows_told(train_set.examples)
         # Of its own seed, so that a model's first weights don't depend on whether an encoder was made before.
         seed_all(training.seed, 0)
         network = Network(create(config.system, reader.dims, config.model), encoder)
@@ -107,7 +111,10 @@ def fit_run(
                 course = Course(select, now, folder=folder, say=say, update=update)
                 _train(training, stage, course, folder)
         network.put_back(now.best_weights)
-    network.eval()
+        network.eval()
+        calibration = None
+        if folder is not None and main:
+            calibration = calibrate(network, valid_set, used.modalities)
     fitted = Fitted(
         model=network.fusion,
         config=config,
@@ -118,6 +125,7 @@ def fit_run(
         text_from=source,
         encoder=encoder,
         data=data,
+        calibration=calibration,
     )
     if folder is not None and main:
         finish_run(folder, fitted)
@@ -138,6 +146,12 @@ def selected_metric(training: TrainingConfig, dataset: Dataset, valid: str) -> s
             f"{'emotion' if needs_emotion else 'sentiment'} labels, there are none; set training.select=auto",
         )
     return training.select
+
+
+def _clip_extractor() -> str:
+    from affectrt_training.data.raw import ClipExtractor
+
+    return ClipExtractor().key
 
 
 def is_main() -> bool:

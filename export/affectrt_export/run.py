@@ -1,0 +1,224 @@
+"""A run of ``affectrt train`` → a bundle that was proven before it got its name.
+
+In this order, and any refusal leaves nothing behind: every graph against PyTorch, half precision against
+fp32, then the written file is opened again as a device would, must answer as the run does and, on labelled
+data, may score no worse than is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+import affectrt
+from affectrt.affect import MODALITIES, Modality
+from affectrt.backends import FloatArray
+from affectrt.backends.choice import BACKENDS, obstacle
+from affectrt.errors import AffectError
+from affectrt.features.text import Tokenizer
+from affectrt.manifest import AudioSpec, Manifest, Metric, TextSpec, VisionSpec
+from affectrt_export import gate, graphs, parity, task
+from affectrt_export.describe import FUSION_WEIGHTS, TOKENIZER, describe, starter_extractor
+from affectrt_export.package import FUSION_OUTPUTS
+from affectrt_export.progress import Stages, silent
+from affectrt_export.task import TaskGate
+from affectrt_export.workplace import Proofs, load, move, one_thread, workplace
+from affectrt_training.data.dataset import Dataset, Example
+from affectrt_training.encoders.text import TextEncoder, max_tokens_of, tokenizer_json
+from affectrt_training.fit.checkpoint import Fitted, load_run
+from affectrt_training.fit.predict import predict
+
+PRECISIONS = ("fp32", "fp16")
+"""What a run's graphs can be written in."""
+
+SAME_ANSWER = {"fp32": 1e-3, "fp16": 3e-2}
+"""Largest difference of sentiment or a probability between the written bundle as a whole and PyTorch."""
+
+MADE_UP_ROWS = 40
+"""Longest sequence to try where nothing is known of the data's own."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What an export measured on its way."""
+
+    path: Path
+    """The bundle."""
+    manifest: Manifest
+    """What it says about itself, members' sizes and hashes included."""
+    largest_difference: Mapping[str, float]
+    """Graph → largest difference between its fp32 form and PyTorch."""
+    half_difference: Mapping[str, float]
+    """Graph → largest difference between its fp16 and its fp32 form; empty at fp32."""
+    gate: TaskGate | None
+    """The metric before and after; None without data."""
+
+
+def export_run(
+    folder: Path,
+    output: Path,
+    *,
+    precision: str = "fp32",
+    opset: int = graphs.OPSET,
+    dataset: Dataset | None = None,
+    max_drop: float = task.MAX_DROP,
+    licence: str = "",
+    cache: Path | None = None,
+    stages: Stages = silent,
+) -> RunReport:
+    """Write the bundle of a finished run to ``output``.
+
+    ``dataset``: its split ``valid`` is what the graphs are tried and the task is measured on; without, graphs
+    are tried on made-up rows like the run's. ``cache``: where rows of a frozen text encoder are kept.
+
+    Raises what :func:`affectrt_training.fit.checkpoint.load_run` does; ``export.precision``,
+    ``export.opset``, ``export.uncalibrated``, ``export.extractor``, ``export.parity``, ``export.half``,
+    ``export.task_gate``, ``export.verify`` and ``output.unwritable``.
+    """
+    if precision not in PRECISIONS:
+        raise AffectError(
+            "export.precision",
+            f"{folder}: expected {' or '.join(PRECISIONS)} for a run, got {precision}; int8 is the starter's",
+        )
+    fitted = load_run(folder)
+    manifest = describe(fitted, folder.resolve().name, precision, opset, licence)
+    examples = () if dataset is None else dataset.split("valid")
+    proofs = Proofs(stages, half=precision == "fp16")
+    with workplace(output) as place, one_thread():
+        _encoders(fitted, manifest, proofs, opset)
+        _fusion(fitted, proofs, opset, examples, cache)
+        if manifest.fusion.weights is not None:
+            weights = {k: tensor.float().contiguous() for k, tensor in fitted.model.state_dict().items()}
+            proofs.members[FUSION_WEIGHTS] = save_safetensors(weights)
+        with stages("bundle: written, opened again, asked as PyTorch is"):
+            candidate = place / "candidate.affect"
+            load(candidate, manifest, proofs.members)
+            _check_answers(candidate, fitted, SAME_ANSWER[precision])
+        found = None
+        if dataset is not None:
+            with stages(f"task gate: measuring on {dataset.name} valid"):
+                found = task.measure(fitted, affectrt.load(candidate), dataset, cache)
+                task.check(found, max_drop)
+            known = "+".join(manifest.modalities) or "none"
+            figures = (
+                (f"{found.metric}_pytorch", found.before),
+                (f"{found.metric}_{precision}", found.after),
+            )
+            told = tuple(Metric(name, round(value, 6), found.dataset, known) for name, value in figures)
+            manifest = replace(manifest, metrics=(*manifest.metrics, *told))
+        final = place / "final.affect"
+        model = load(final, manifest, proofs.members)
+        move(final, output)
+    return RunReport(output, model.manifest, proofs.differences, proofs.half_differences, found)
+
+
+def _encoders(fitted: Fitted, manifest: Manifest, proofs: Proofs, opset: int) -> None:
+    """The graphs that make features."""
+    if isinstance(text := manifest.text, TextSpec):
+        settings = fitted.config.text
+        data = tokenizer_json(settings)
+        proofs.members[TOKENIZER] = data
+        tokenizer, sentences = Tokenizer.from_json(data, text.max_tokens), gate.probe_sentences()
+        whole = TextEncoder(settings) if fitted.encoder is None else deepcopy(fitted.encoder)
+        plain: nn.Module = whole.merged().requires_grad_(False)
+        dim, longest = text.dim, text.max_tokens
+        proofs.prove(
+            "text",
+            lambda: graphs.text_graph(plain, dim, opset),
+            plain,
+            lambda: parity.text_cases(tokenizer, sentences, longest),
+        )
+    if isinstance(audio := manifest.audio, AudioSpec):
+        frames = round(parity.LONGEST_AUDIO_S / audio.hop_s)
+        voice, n_mels, audio_dim = starter_extractor().encoders[0], audio.n_mels, audio.dim
+        proofs.prove(
+            "audio",
+            lambda: graphs.audio_graph(voice, n_mels, audio_dim, opset),
+            voice,
+            lambda: parity.audio_cases(n_mels, frames),
+        )
+    if isinstance(vision := manifest.vision, VisionSpec):
+        face, crop_px, face_dim = starter_extractor().encoders[1], vision.crop_px, vision.dim
+        proofs.prove(
+            "vision",
+            lambda: graphs.vision_graph(face, crop_px, face_dim, opset),
+            face,
+            lambda: parity.vision_cases(crop_px),
+        )
+
+
+def _fusion(
+    fitted: Fitted, proofs: Proofs, opset: int, examples: Sequence[Example], cache: Path | None
+) -> None:
+    model = fitted.model.requires_grad_(False)
+    if not examples and fitted.text_from == "words":
+        examples = [Example(text, {}, tuple(text.split())) for text in gate.probe_sentences()]
+    rows = task.fusion_rows(fitted, examples, cache)
+    states = {m: _longest(fitted, m, [given[m] for given in rows if m in given]) for m in MODALITIES}
+    proofs.prove(
+        "fusion",
+        lambda: graphs.fusion_graph(model, fitted.dims, opset),
+        model,
+        lambda: parity.fusion_cases(states),
+        FUSION_OUTPUTS,
+    )
+
+
+def _longest(fitted: Fitted, modality: Modality, real: Sequence[FloatArray]) -> FloatArray:
+    """Rows as many as the run's longest: the data's, example after example, or made up like the run's."""
+    told = fitted.data["rows"].get(modality, {})
+    unknown = MADE_UP_ROWS if modality in fitted.data["modalities"] else 1
+    if modality == "text" and fitted.reader.tunes:
+        unknown = max_tokens_of(fitted.config.text)
+    longest = max([int(told.get("longest", unknown)), *map(len, real)])
+    if real:
+        joined = np.concatenate(real)
+        return np.asarray(np.resize(joined, (longest, joined.shape[1])), np.float32)
+    random = np.random.default_rng(0).standard_normal((longest, fitted.dims[modality]))
+    return (random * told.get("std", 1.0) + told.get("mean", 0.0)).astype(np.float32)
+
+
+def _check_answers(path: Path, fitted: Fitted, tolerance: float) -> None:
+    """The bundle as a whole against the run as a whole: words and rows in, the result out, on every backend.
+
+    Raises ``export.verify``.
+    """
+    words = tuple(gate.probe_sentences()[0].split()) if fitted.text_from == "words" else ()
+    known: list[Modality] = [
+        m for m in fitted.data["modalities"] if m != "text" or fitted.text_from == "rows"
+    ]
+    random = np.random.default_rng(1)
+    rows = {m: random.standard_normal((9, fitted.dims[m])).astype(np.float32) for m in known}
+    examples = [Example("all", rows, words), Example("none", {}), Example("words", {}, words)]
+    examples += [Example(m, {m: rows[m]}) for m in known]
+    expected = predict(fitted, examples)
+    for backend in BACKENDS:
+        model = affectrt.load(path, backend=backend) if _runs(backend, path) else None
+        for index, example in enumerate(examples if model is not None else []):
+            assert model is not None
+            answer = model.fuse(task.sequences(fitted, model, example), 1.0, 0.0)
+            logits = np.log(np.maximum(expected.probabilities[index], 1e-30))
+            probabilities = model.manifest.calibration.probabilities(logits, answer.present)
+            gap = max(
+                abs(answer.sentiment - float(expected.sentiment[index])),
+                float(np.abs(np.array(list(answer.emotions.values())) - probabilities).max()),
+            )
+            if gap > tolerance:
+                raise AffectError(
+                    "export.verify",
+                    f"the bundle, opened again, differs from the run by {gap:.2g} with "
+                    f"{' and '.join(sorted(answer.present)) or 'nothing'} present on the backend {backend}, "
+                    f"expected at most {tolerance:g}; nothing was written",
+                )
+
+
+def _runs(backend: str, path: Path) -> bool:
+    from affectrt.bundle import Bundle
+
+    return obstacle(backend, Bundle.open(path).manifest) is None

@@ -1,0 +1,386 @@
+"""Every system from training to bundle: what is written answers as PyTorch, what is wrong isn't written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+import affectrt
+from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt.cli import main
+from affectrt.errors import AffectError
+from affectrt.features.sequence import FeatureSequence
+from affectrt.manifest import RowsSpec, TextSpec
+from affectrt_export import graphs, run, task
+from affectrt_export.graphs import Exported
+from affectrt_export.run import export_run
+from affectrt_training.config import build
+from affectrt_training.data.dataset import Dataset, Example, FloatMatrix, collate, inputs
+from affectrt_training.fit.checkpoint import Fitted, load_run
+from affectrt_training.fit.predict import predict
+from affectrt_training.fit.run import fit_run
+from affectrt_training.fit.settings import RunConfig
+from affectrt_training.models.registry import SYSTEMS
+
+DIMS: dict[Modality, int] = {"text": 6, "audio": 4, "vision": 5}
+LONGEST = 9
+SMALL: Mapping[str, Mapping[str, object]] = {
+    "ghrnn-cma": {"model_dim": 8, "heads": 2, "hidden_dim": 8},
+    "cm-msf": {"model_dim": 16, "heads": 2, "transformer_heads": 2, "transformer_layers": 1},
+    "bert-inception": {"model_dim": 8, "heads": 2},
+    "tfn": {"text_out_dim": 6, "audio_out_dim": 4, "vision_out_dim": 4, "fused_dim": 8},
+    "mfn": {"attention_dim": 8, "gate_dim": 8, "memory_dim": 8},
+}
+"""Settings of systems whose defaults take long."""
+
+
+def made(rows: bool = True, modalities: tuple[Modality, ...] = MODALITIES) -> Dataset:
+    """Rows of all lengths up to the longest, far from normalised, some missing; words as well."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for k in range(24):
+        given: dict[Modality, FloatMatrix] = {
+            m: (3.0 + 5.0 * rng.normal(size=(1 + (k + 4 * i) % LONGEST, DIMS[m]))).astype(np.float32)
+            for i, m in enumerate(modalities)
+            if (k + i) % 5 and (rows or m != "text")
+        }
+        words = tuple(rng.choice(["i", "love", "hate", "the", "film"], size=1 + k % 6)) if not rows else ()
+        examples.append(Example(f"e{k}", given, words, float(rng.uniform(-3, 3)), k % 7))
+    dims = {m: DIMS[m] for m in modalities if rows or m != "text"}
+    return Dataset("made", {"train": examples[:12], "valid": examples[12:]}, dims)
+
+
+def trained(folder: Path, system: str, dataset: Dataset, **settings: Any) -> Fitted:
+    config = {
+        "system": system,
+        "model": SMALL.get(system, {}),
+        "training": {"epochs": 1, "batch_size": 12, "accelerator": "cpu"},
+        **settings,
+    }
+    return fit_run(build(RunConfig, config, where="test"), dataset, folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def ghrnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of GHRNN-CMA on rows. Don't change it."""
+    folder = tmp_path_factory.mktemp("runs") / "ghrnn"
+    trained(folder, "ghrnn-cma", made())
+    return folder
+
+
+def patterns() -> list[tuple[Modality, ...]]:
+    return [some for count in range(4) for some in combinations(MODALITIES, count)]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_answers_as_a_bundle_as_in_pytorch(system: str, tmp_path: Path) -> None:
+    fitted = trained(tmp_path / system, system, made())
+    report = export_run(tmp_path / system, tmp_path / "x.affect")
+    assert [p.name for p in sorted(tmp_path.iterdir())] == sorted([system, "x.affect"])
+    assert report.largest_difference.keys() == {"fusion"} and report.gate is None
+    manifest = report.manifest
+    assert (manifest.name, manifest.family) == (system, system)
+    assert manifest.specs == {m: RowsSpec(DIMS[m]) for m in MODALITIES}
+    assert (manifest.fusion.weights is not None) == (system == "ghrnn-cma")
+    proto = onnx.load_from_string(affectrt.load(report.path).bundle.read("fusion.onnx"))
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 17)]
+    assert proto.ir_version <= 10 and not proto.functions
+    rng = np.random.default_rng(1)
+    for backend in ("onnxruntime", "native") if manifest.fusion.weights else ("onnxruntime",):
+        model = affectrt.load(report.path, backend=backend)
+        for present in patterns():
+            rows: dict[Modality, FloatMatrix] = {
+                m: (3.0 + 5.0 * rng.normal(size=(2 + 7 * k, DIMS[m]))).astype(np.float32)
+                for k, m in enumerate(present)
+            }
+            sentiment, probabilities = by_pytorch(fitted, rows)
+            features = {m: FeatureSequence(m, r, np.arange(len(r)) * 1.0) for m, r in rows.items()}
+            answer = model.predict(features=features) if features else model.fuse({}, 0.0, 0.0)
+            assert answer.present == set(present)
+            assert answer.sentiment == pytest.approx(sentiment, abs=2e-4)
+            assert [answer.emotions[name] for name in EMOTIONS] == pytest.approx(probabilities, abs=2e-4)
+
+
+@torch.no_grad()
+def by_pytorch(fitted: Fitted, rows: Mapping[Modality, FloatMatrix]) -> tuple[float, list[float]]:
+    sentiment, logits = fitted.model(**inputs(collate([Example("", rows)], fitted.dims)))
+    assert fitted.calibration is not None
+    probabilities = fitted.calibration.probabilities(logits[0].numpy(), list(rows))
+    return float(sentiment), [float(p) for p in probabilities]
+
+
+def test_the_same_run_gives_the_same_bytes_and_newer_opsets_work(ghrnn: Path, tmp_path: Path) -> None:
+    for name in ("a.affect", "b.affect"):
+        export_run(ghrnn, tmp_path / name)
+    assert (tmp_path / "a.affect").read_bytes() == (tmp_path / "b.affect").read_bytes()
+    newer = export_run(ghrnn, tmp_path / "new.affect", opset=graphs.NEWEST_OPSET).manifest
+    assert newer.opset == graphs.NEWEST_OPSET
+    proto = onnx.load_from_string(affectrt.load(tmp_path / "new.affect").bundle.read("fusion.onnx"))
+    assert [entry.version for entry in proto.opset_import] == [graphs.NEWEST_OPSET]
+    _refused("export.opset", "from 17 to", ghrnn, tmp_path, opset=graphs.NEWEST_OPSET + 1)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory, tiny_members: dict[str, bytes]) -> Path:
+    """A folder with a small BERT of random weights, whose attention has something to choose from."""
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "tokenizer.json").write_bytes(tiny_members["tokenizer.json"])
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(json.loads(tiny_members["tokenizer.json"])["model"]["vocab"]), hidden_size=16,
+            num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=12,
+            initializer_range=0.3,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "words_per_row"),
+    [
+        ({"tuning": "frozen"}, 0),
+        ({"tuning": "frozen", "rows": "word"}, 1),
+        ({"tuning": "frozen", "rows": "window", "window_words": 3}, 3),
+        ({"tuning": "lora"}, 0),
+        ({"tuning": "full"}, 0),
+    ],
+)
+def test_words_become_the_rows_of_training(
+    text: dict[str, Any], words_per_row: int, bert: Path, tmp_path: Path
+) -> None:
+    """Also texts that are longer than the encoder takes at once."""
+    fitted = trained(tmp_path / "run", "text-mean", made(rows=False), text={"encoder": str(bert), **text})
+    manifest = export_run(tmp_path / "run", tmp_path / "x.affect").manifest
+    assert manifest.text == TextSpec("text.onnx", "tokenizer.json", 16, 12, words_per_row)
+    model = affectrt.load(tmp_path / "x.affect")
+    for count in (1, 3, 4, 40):
+        words = tuple((("i", "love", "the", "awfully", "great", "film") * 7)[:count])
+        expected = predict(fitted, [Example("", {}, words)])
+        answer = model.predict(text=" ".join(words))
+        if words_per_row or count < 12:  # longer ones are windows, whose mean is told
+            assert answer.sentiment == pytest.approx(float(expected.sentiment[0]), abs=2e-4)
+            assert answer.present == {"text"}
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small RoBERTa, whose tokenizer, like the real one's, puts no space before a text."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["i love the film", "they hate it"], trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    RobertaModel(
+        RobertaConfig(
+            vocab_size=tokenizer.get_vocab_size(), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=26, initializer_range=0.3,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_other_encoders_bring_their_tokenizer_and_positions(roberta: Path, tmp_path: Path) -> None:
+    trained(tmp_path / "run", "text-mean", made(rows=False), text={"encoder": str(roberta)})
+    export_run(tmp_path / "run", tmp_path / "x.affect")
+    model, fitted = affectrt.load(tmp_path / "x.affect"), load_run(tmp_path / "run")
+    assert json.loads(model.bundle.read("tokenizer.json"))["pre_tokenizer"]["add_prefix_space"]
+    expected = predict(fitted, [Example("", {}, ("i", "love", "film"))])
+    assert model.predict(text="i love film").sentiment == pytest.approx(
+        float(expected.sentiment[0]), abs=2e-4
+    )
+
+
+def test_what_the_data_never_had_is_refused_and_has_no_pattern(tmp_path: Path) -> None:
+    dataset = made(modalities=("text", "vision"))
+    trained(tmp_path / "run", "ghrnn-cma", dataset)
+    manifest = export_run(tmp_path / "run", tmp_path / "x.affect").manifest
+    assert manifest.audio is None and manifest.dim("audio") == 1
+    assert set(manifest.calibration.temperature) == {"text+vision", "text", "vision", "none"}
+    model = affectrt.load(tmp_path / "x.affect")
+    heard = FeatureSequence("audio", np.zeros((3, 1), np.float32), np.arange(3.0))
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("model.no_modality", lambda: model.predict(features={"audio": heard})),
+        ("model.no_modality", lambda: model.predict(audio=(np.zeros(16_000, np.float32), 16_000))),
+        ("model.no_extractor", lambda: model.predict(text="i love it")),
+        ("model.no_extractor", lambda: model.predict(image=np.zeros((48, 48), np.uint8))),
+        ("model.no_extractor", lambda: model.predict(video="clip.mp4")),
+    ]
+    for code, call in calls:
+        with pytest.raises(AffectError) as caught:
+            call()
+        assert caught.value.code == code
+    assert "features={'text'" in _message(lambda: model.predict(text="i love it"))
+    stream = model.stream()
+    for push in (
+        lambda: stream.push_audio(np.zeros(160, np.float32), 16_000),
+        lambda: stream.push_frame(np.zeros((48, 48), np.uint8)),
+        lambda: stream.push_text("i love it"),
+        lambda: stream.push_features(heard),
+    ):
+        assert "model ghrnn" in _message(push) or "model run" in _message(push)
+
+
+def _message(call: Callable[[], object]) -> str:
+    with pytest.raises(AffectError) as caught:
+        call()
+    assert caught.value.code in ("model.no_extractor", "model.no_modality")
+    return caught.value.message
+
+
+def test_with_data_the_task_is_measured_and_told(ghrnn: Path, tmp_path: Path) -> None:
+    report = export_run(ghrnn, tmp_path / "x.affect", dataset=made(), licence="for tests")
+    gate = report.gate
+    assert gate is not None and (gate.metric, gate.examples, gate.dataset) == ("mae", 12, "made valid")
+    assert gate.after == pytest.approx(gate.before, abs=1e-4)
+    fitted = load_run(ghrnn)
+    assert gate.before == pytest.approx(fitted.metrics["mae"], abs=1e-5)
+    figures = {m.name: (m.value, m.dataset, m.modalities) for m in report.manifest.metrics}
+    assert figures["mae"] == (fitted.metrics["mae"], "made valid", "text+audio+vision")
+    assert figures["mae_fp32"] == (round(gate.after, 6), "made valid", "text+audio+vision")
+    assert report.manifest.licence == "for tests"
+    assert "split 'train'" in report.manifest.model_card
+
+
+@pytest.mark.parametrize("system", ["ghrnn-cma", "bert-inception"])
+def test_half_precision_is_close_and_smaller(system: str, tmp_path: Path) -> None:
+    trained(tmp_path / "run", system, made())
+    full = export_run(tmp_path / "run", tmp_path / "full.affect")
+    half = export_run(tmp_path / "run", tmp_path / "half.affect", precision="fp16", dataset=made())
+    assert half.manifest.precision == {"fusion": "fp16"}
+    assert 0 < half.half_difference["fusion"] < 0.1
+    sizes = [r.manifest.members["fusion.onnx"].bytes for r in (half, full)]
+    assert sizes[0] < sizes[1]
+    assert half.gate is not None and half.gate.after != half.gate.before
+
+
+# --- Refusals --------------------------------------------------------------------------------------
+
+
+def _refused(code: str, match: str, folder: Path, place: Path, **options: Any) -> None:
+    """The export is refused for that reason and leaves an older bundle as it was."""
+    path = place / "kept.affect"
+    path.write_bytes(b"an older bundle")
+    before = sorted(place.iterdir())
+    with pytest.raises(AffectError, match=match) as caught:
+        export_run(folder, path, **options)
+    assert caught.value.code == code
+    assert path.read_bytes() == b"an older bundle" and sorted(place.iterdir()) == before
+
+
+def _sabotaged(change: Callable[[Any], None]) -> Callable[..., Exported]:
+    export = graphs.fusion_graph
+
+    def exported(*arguments: Any) -> Exported:
+        whole = export(*arguments)
+        proto = onnx.load_from_string(whole.graph)
+        change(proto.graph)
+        return Exported(proto.SerializeToString(), whole.program)
+
+    return exported
+
+
+def test_a_wrong_weight_is_named_by_the_node_that_reads_it(
+    ghrnn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(graph: Any) -> None:
+        for tensor in graph.initializer:
+            if tensor.name == "fused.bias":
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 0.5, tensor.name))
+
+    monkeypatch.setattr(graphs, "fusion_graph", _sabotaged(change))
+    said = r"fusion\.onnx: output '\w+' on .*first at node '[^']+' \((Gemm|Add)\) of 'fused' \(Linear\)"
+    _refused("export.parity", said, ghrnn, tmp_path)
+
+
+def test_swapped_inputs_are_found_at_the_first_projection(
+    ghrnn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(graph: Any) -> None:
+        for node in graph.node:
+            swapped = {"audio_lengths": "vision_lengths", "vision_lengths": "audio_lengths"}
+            names = [swapped.get(name, name) for name in node.input]
+            del node.input[:]
+            node.input.extend(names)
+
+    monkeypatch.setattr(graphs, "fusion_graph", _sabotaged(change))
+    _refused("export.parity", r"first at node .* of '(audio|vision)", ghrnn, tmp_path)
+
+
+def test_swapped_outputs_are_refused(ghrnn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(graph: Any) -> None:
+        order = list(graph.output)[::-1]
+        del graph.output[:]
+        graph.output.extend(order)
+
+    monkeypatch.setattr(graphs, "fusion_graph", _sabotaged(change))
+    _refused("graph.signature", "expected inputs .* and outputs sentiment, emotion_logits", ghrnn, tmp_path)
+
+
+def test_a_nan_weight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ghrnn: Path) -> None:
+    broken = load_run(ghrnn)
+    with torch.no_grad():
+        broken.model.emotion.bias[2] = torch.nan
+    monkeypatch.setattr(run, "load_run", lambda folder: broken)
+    _refused("export.parity", "NaN or infinity from PyTorch", ghrnn, tmp_path)
+
+
+def test_a_metric_that_drops_too_far_is_refused(
+    ghrnn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exactly = predict(load_run(ghrnn), made().split("valid")).sentiment
+    examples = [
+        Example(e.id, e.rows, (), float(np.float64(s)) + 0.001, e.emotion)
+        for e, s in zip(made().split("valid"), exactly, strict=True)
+    ]
+    sure = Dataset("sure", {"train": made().split("train"), "valid": examples}, DIMS)
+    said = r"mae on sure valid goes from 0\.0010 to .*--max-drop"
+    _refused("export.task_gate", said, ghrnn, tmp_path, dataset=sure, precision="fp16", max_drop=0.0001)
+
+
+def test_a_run_without_calibration_or_for_int8_is_refused(ghrnn: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(ghrnn, tmp_path / "run"))
+    (folder / "calibration.json").unlink()
+    _refused("export.uncalibrated", "train again", folder, tmp_path)
+    _refused("export.precision", "int8 is the starter's", ghrnn, tmp_path, precision="int8")
+
+
+def test_as_people_type_it(ghrnn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.affect"
+    assert main(["export", str(ghrnn), "-o", str(path)]) == 0
+    told = capsys.readouterr()
+    assert "fusion  fp32" in told.out and "of PyTorch" in told.out and "no --data" in told.out
+    assert "fusion: ONNX against PyTorch" in told.err
+    assert main(["info", str(path)]) == 0
+    assert "features a row, which the application makes" in capsys.readouterr().out
+    assert main(["doctor", str(path)]) in (0, 1)
+    assert "the application makes audio rows" in capsys.readouterr().out
+    assert main(["export", str(ghrnn), "--weights", "w"]) == 2
+    assert "[cli.usage]" in capsys.readouterr().err
+
+
+def test_the_drop_counts_what_is_worse() -> None:
+    assert task.TaskGate("mae", "d", 1, 1.0, 1.02).drop == pytest.approx(0.02)
+    assert task.TaskGate("weighted_f1", "d", 1, 0.5, 0.49).drop == pytest.approx(0.02)
+    assert task.TaskGate("mae", "d", 1, 0.0, 0.1).drop == np.inf
