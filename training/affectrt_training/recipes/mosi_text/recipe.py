@@ -49,7 +49,7 @@ class MosiTextRecipe:
 
     text: TextSettings = field(
         default_factory=lambda: TextSettings(
-            tuning="lora", lora=LoraSettings(rank=32, alpha=64.0, dropout=0.0), max_tokens=96
+            tuning="lora", lora=LoraSettings(rank=32, alpha=64.0, dropout=0.0), dropout=0.0, max_tokens=96
         )
     )
     """MiniLM (22.7 M parameters) with an adapter on every linear layer."""
