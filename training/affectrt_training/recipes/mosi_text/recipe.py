@@ -62,7 +62,7 @@ class MosiTextRecipe:
     """Of the first stage."""
     rate: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            epochs=2, patience=2, batch_size=32, lr=2e-4, encoder_lr=2e-4, layer_decay=0.9, warmup=0.06,
+            epochs=6, patience=6, batch_size=32, lr=4e-4, encoder_lr=4e-4, layer_decay=0.9, warmup=0.06,
             schedule="linear", precision="bf16-mixed", modality_dropout=0.0,
         )
     )  # fmt: skip
