@@ -23,11 +23,12 @@ from affectrt_training.data import text as corpora
 from affectrt_training.data.dataset import Dataset, Example
 from affectrt_training.data.text import Sentence, spoken
 from affectrt_training.encoders.text import LoraSettings, TextSettings
-from affectrt_training.fit.checkpoint import Fitted, begin_run, finish_run, is_finished
+from affectrt_training.fit.checkpoint import ENCODER, Fitted, begin_run, finish_run, is_finished
 from affectrt_training.fit.predict import predict
 from affectrt_training.fit.run import fit_run
 from affectrt_training.fit.score import Truth, score
 from affectrt_training.fit.settings import RunConfig, TrainingConfig
+from affectrt_training.fit.storage import write_tensors
 from affectrt_training.losses import LossConfig
 
 NEUTRAL = 0.1
@@ -149,7 +150,9 @@ def _keep_average(rated: Sequence[Fitted], mosi: Dataset, folder: Path) -> dict[
     average = rated[0]
     assert average.encoder is not None
     encoders = [fitted.encoder.adapter() for fitted in rated if fitted.encoder is not None]
-    average.encoder.load_adapter({k: torch.stack([e[k] for e in encoders]).mean(0) for k in encoders[0]})
+    # In half precision, as it is kept: it comes with the package, and the figures are of what comes.
+    adapter = {k: torch.stack([e[k] for e in encoders]).mean(0).half() for k in encoders[0]}
+    average.encoder.load_adapter(adapter)
     models = [fitted.model.state_dict() for fitted in rated]
     average.model.load_state_dict({k: torch.stack([m[k] for m in models]).mean(0) for k in models[0]})
 
@@ -161,4 +164,5 @@ def _keep_average(rated: Sequence[Fitted], mosi: Dataset, folder: Path) -> dict[
         described = {"config": average.config.to_dict(), "dims": average.dims, "text_from": average.text_from}
         begin_run(folder, {**described, "data": average.data}, resume=False)
     finish_run(folder, replace(average, metrics=metrics))
+    write_tensors(folder / ENCODER, adapter)
     return {"CMU-MOSI valid": {k: v for k, v in metrics.items() if isinstance(v, float)}}
