@@ -308,6 +308,24 @@ def test_a_run_is_scored_on_a_manifest_of_texts(
     assert {row["present"] for row in rows} == {"text"} and rows[0]["interval_low"] == ""
 
 
+def test_the_run_that_comes_along_reads_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {
+        "I LOVED EVERY MINUTE OF IT": 3.0,
+        "IT IS ABOUT A MAN AND HIS DOG": 0.0,
+        "WHAT A WASTE OF TIME": -3.0,
+    }
+    manifest, output = tmp_path / "m.csv", tmp_path / "p.csv"
+    manifest.write_text("\n".join(["text,sentiment", *(f"{text},{s}" for text, s in texts.items())]))
+    assert (
+        main(["evaluate", "mosi-text", "--manifest", str(manifest), "--json", "--output", str(output)]) == 0
+    )
+    result = json.loads(capsys.readouterr().out)
+    assert result["n_sentiment"] == 3 and result["mae"] < 1.0
+    with output.open(newline="") as file:
+        said = [float(row["predicted_sentiment"]) for row in csv.DictReader(file)]
+    assert said == sorted(said, reverse=True) and said[0] > 1 > -1 > said[2]
+
+
 def test_rows_without_label_or_input_are_told_of(
     text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

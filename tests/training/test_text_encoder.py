@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,22 @@ def test_tuned_whole_everything_learns_and_comes_back(encoder_of: FolderOf) -> N
     fresh.load_adapter(encoder.adapter())
     torch.testing.assert_close(fresh(ids, mask), encoder(ids, mask))
     assert TextEncoder(settings).train().bert.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_can_be_left_out_of_a_tuned_encoder(family: str, encoder_of: FolderOf) -> None:
+    settings = TextSettings(encoder=str(encoder_of(family)), tuning="full")
+    ids, mask = read(settings, "it was a great film", "so sad")
+
+    def twice(dropout: float | None) -> tuple[Tensor, Tensor]:
+        encoder = TextEncoder(replace(settings, dropout=dropout)).train()
+        return encoder(ids, mask), encoder(ids, mask)
+
+    assert torch.equal(*twice(0.0))
+    assert not torch.equal(*twice(0.3))
+    assert not torch.equal(*twice(None)), "the folder's own"
+    with pytest.raises(ValueError, match="dropout"):
+        replace(settings, dropout=1.0)
 
 
 def test_weights_of_another_shape_or_kind_are_refused(encoder_of: FolderOf) -> None:

@@ -32,6 +32,7 @@ from affectrt_training.commands.scores import Judged, predictions_csv, report
 from affectrt_training.fit.score import Truth
 from affectrt_training.fit.score import score as metrics
 from affectrt_training.labels import ALIASES
+from affectrt_training.recipes import mosi_text
 
 if TYPE_CHECKING:
     from affectrt.model import Model
@@ -122,7 +123,11 @@ def metrics_of(judged: Sequence[Judged]) -> dict[str, object]:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL", type=Path, help="a bundle (.affect), or a run folder of 'affectrt train'"
+        "model",
+        metavar="MODEL",
+        type=_model,
+        help=f"a bundle (.affect), a run folder of 'affectrt train', or {mosi_text.NAME}: the run that comes "
+        "with affectrt",
     )
     add_backend_option(parser)
     parser.add_argument(
@@ -147,6 +152,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.cpu_count() or 1,
         help="rows to work on at a time (default: one per core)",
     )
+
+
+def _model(text: str) -> Path:
+    """Where the model lies; a file or folder of that name comes first."""
+    path = Path(text)
+    return mosi_text.WEIGHTS if text == mosi_text.NAME and not path.exists() else path
 
 
 def _positive(text: str) -> int:
@@ -207,6 +218,6 @@ examples:
   affectrt evaluate starter.affect --manifest test.csv
   affectrt evaluate starter.affect --manifest test.csv --json --output predictions.csv
   affectrt evaluate runs/mulg --data mosi.pkl --split test
-  affectrt evaluate runs/mosi-text --manifest test.csv     # columns text and sentiment
+  affectrt evaluate mosi-text --manifest test.csv          # columns text and sentiment
 """,
 )

@@ -53,6 +53,9 @@ class TextSettings:
     """Frozen: its rows can be computed once. Else it is trained with the model that reads it."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     """Of ``tuning: lora``."""
+    dropout: float | None = None
+    """Of a tuned encoder's states and attention while training; None: what its own config says. One pass over
+    much data needs none."""
     rows: Literal["token", "word", "window"] = "token"
     """One row a token, as on the device; one a word; or one every ``window_words`` words."""
     max_tokens: int = 512
@@ -70,6 +73,8 @@ class TextSettings:
             raise ValueError(f"max_tokens: expected at least 3 ([CLS], one, [SEP]), got {self.max_tokens}")
         if self.window_words < 1:
             raise ValueError(f"window_words: expected at least 1, got {self.window_words}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a share in [0, 1) or none, got {self.dropout}")
         if self.tuning != "frozen" and self.rows != "token":
             raise ValueError(f"rows: expected 'token' with tuning '{self.tuning}', got '{self.rows}'")
 
@@ -166,6 +171,10 @@ class TextEncoder(nn.Module):
         backbone: Any = pretrained(folder, WHO, **({"add_pooling_layer": False} if pooled else {}))
         self.dim: int = backbone.config.hidden_size
         self.bert: Any = backbone
+        if settings.dropout is not None:
+            for module in backbone.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = settings.dropout
         if settings.tuning == "lora":
             from peft import LoraConfig, get_peft_model
 

@@ -117,7 +117,7 @@ def conclude(
             for label in stressed
             if (attention := by_entry[label][0][0].attention) is not None
         },
-        retrained=[one for label in stressed for one in retrained(label, primary, answers, truth)],
+        retrained=retrained(stressed, primary, answers, truth),
     )
 
 

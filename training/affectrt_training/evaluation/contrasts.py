@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -132,6 +133,8 @@ class Retrained:
     """Trained and judged without it."""
     difference: Difference | None
     """The first minus the second, over examples."""
+    p_holm: float | None
+    """Its p, adjusted over all such comparisons."""
 
 
 def _seeds(measure: Measure, answers: Answers, truth: Truth, condition: str = "") -> list[float]:
@@ -171,10 +174,12 @@ def subsets(label: str, measure: Measure, answers: Answers, truth: Truth) -> lis
     ]
 
 
-def retrained(label: str, measure: Measure, answers: Mapping[str, Answers], truth: Truth) -> list[Retrained]:
-    """A stressed row against those trained without a modality, as far as they are there."""
+def retrained(
+    labels: Sequence[str], measure: Measure, answers: Mapping[str, Answers], truth: Truth
+) -> list[Retrained]:
+    """Stressed rows against those trained without a modality, as far as they are there."""
     found = []
-    for modality in MODALITIES:
+    for label, modality in product(labels, MODALITIES):
         condition, other = f"missing/{modality}/1.0", without(label, modality)
         if condition not in answers[label].worse or other not in answers:
             continue
@@ -187,6 +192,8 @@ def retrained(label: str, measure: Measure, answers: Mapping[str, Answers], trut
                 score_of(_seeds(measure, answers[label], truth, condition)),
                 score_of(_seeds(measure, answers[other], truth)),
                 paired_bootstrap(measure, truth.of(measure.kind), *pair),
+                None,
             )
         )
-    return found
+    adjusted = _holm([one.difference for one in found])
+    return [replace(one, p_holm=p) for one, p in zip(found, adjusted, strict=True)]

@@ -175,13 +175,13 @@ def robustness(comparison: Comparison, pictures: Sequence[str]) -> Iterable[str]
     if comparison.retrained:
         lines = [
             [f"`{r.label}`", r.modality, score_text(measure, r.missing), score_text(measure, r.without),
-             difference_text(measure, r.difference), p_text(r.difference.p if r.difference else None)]
+             difference_text(measure, r.difference), p_text(r.p_holm)]
             for r in comparison.retrained
         ]  # fmt: skip
         head = ["system", "modality", "missing everywhere", "trained without it", "difference", "p"]
         yield (
             "### A modality missing everywhere, against a model that never had it\n\n"
-            f"{measure.title}; paired bootstrap over examples, not corrected.\n\n" + table(head, lines)
+            f"{measure.title}; paired bootstrap over examples, p after Holm.\n\n" + table(head, lines)
         )
     if "modalities.png" in pictures:
         lines = [

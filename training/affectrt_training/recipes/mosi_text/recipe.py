@@ -23,11 +23,12 @@ from affectrt_training.data import text as corpora
 from affectrt_training.data.dataset import Dataset, Example
 from affectrt_training.data.text import Sentence, spoken
 from affectrt_training.encoders.text import LoraSettings, TextSettings
-from affectrt_training.fit.checkpoint import Fitted, begin_run, finish_run, is_finished
+from affectrt_training.fit.checkpoint import ENCODER, Fitted, begin_run, finish_run, is_finished
 from affectrt_training.fit.predict import predict
 from affectrt_training.fit.run import fit_run
 from affectrt_training.fit.score import Truth, score
 from affectrt_training.fit.settings import RunConfig, TrainingConfig
+from affectrt_training.fit.storage import write_tensors
 from affectrt_training.losses import LossConfig
 
 NEUTRAL = 0.1
@@ -49,7 +50,7 @@ class MosiTextRecipe:
 
     text: TextSettings = field(
         default_factory=lambda: TextSettings(
-            tuning="lora", lora=LoraSettings(rank=32, alpha=64.0, dropout=0.0), max_tokens=96
+            tuning="lora", lora=LoraSettings(rank=32, alpha=64.0, dropout=0.0), dropout=0.0, max_tokens=96
         )
     )
     """MiniLM (22.7 M parameters) with an adapter on every linear layer."""
@@ -62,7 +63,7 @@ class MosiTextRecipe:
     """Of the first stage."""
     rate: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            epochs=2, patience=2, batch_size=32, lr=2e-4, encoder_lr=2e-4, layer_decay=0.9, warmup=0.06,
+            epochs=6, patience=6, batch_size=32, lr=4e-4, encoder_lr=4e-4, layer_decay=0.9, warmup=0.06,
             schedule="linear", precision="bf16-mixed", modality_dropout=0.0,
         )
     )  # fmt: skip
@@ -149,7 +150,9 @@ def _keep_average(rated: Sequence[Fitted], mosi: Dataset, folder: Path) -> dict[
     average = rated[0]
     assert average.encoder is not None
     encoders = [fitted.encoder.adapter() for fitted in rated if fitted.encoder is not None]
-    average.encoder.load_adapter({k: torch.stack([e[k] for e in encoders]).mean(0) for k in encoders[0]})
+    # In half precision, as it is kept: it comes with the package, and the figures are of what comes.
+    adapter = {k: torch.stack([e[k] for e in encoders]).mean(0).half() for k in encoders[0]}
+    average.encoder.load_adapter(adapter)
     models = [fitted.model.state_dict() for fitted in rated]
     average.model.load_state_dict({k: torch.stack([m[k] for m in models]).mean(0) for k in models[0]})
 
@@ -161,4 +164,5 @@ def _keep_average(rated: Sequence[Fitted], mosi: Dataset, folder: Path) -> dict[
         described = {"config": average.config.to_dict(), "dims": average.dims, "text_from": average.text_from}
         begin_run(folder, {**described, "data": average.data}, resume=False)
     finish_run(folder, replace(average, metrics=metrics))
+    write_tensors(folder / ENCODER, adapter)
     return {"CMU-MOSI valid": {k: v for k, v in metrics.items() if isinstance(v, float)}}
