@@ -22,7 +22,7 @@ def lstm(x: Tensor, w_x: Tensor, w_h: Tensor, bias: Tensor, reverse: bool) -> Te
     weights = [w_x, w_h, bias, torch.zeros_like(bias)]
     rows = x.flip(1) if reverse else x
     states: Tensor = torch.lstm(rows, (start, start), weights, True, 1, 0.0, False, False, True)[0]
-    return states.flip(1) if reverse else states.contiguous()
+    return (states.flip(1) if reverse else states).contiguous()
 
 
 @lstm.register_fake
