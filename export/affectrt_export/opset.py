@@ -29,6 +29,8 @@ def downgrade(model: Any) -> None:
             continue
         if node.op_type.startswith("Reduce"):
             _axes_to_attribute(node, constants)
+        elif node.op_type == "Pad" and not any(node.input[3:]):
+            continue  # only the axes, which may be named since opset 18, are new
         elif node.op_type == "Split":
             # Before opset 18 a split without sizes always was even, and into as many as there are outputs.
             _remove_attribute(node, "num_outputs")
