@@ -7,12 +7,11 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from affectrt.backends.choice import BACKENDS, obstacle
+from affectrt.backends.choice import BACKENDS, DEVICES, obstacle
 from affectrt.cli import Command
 
 if TYPE_CHECKING:
     from affectrt.bundle import Bundle
-    from affectrt.manifest import Manifest
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +49,7 @@ def glance(bundle: Bundle, path: Path) -> str:
         f"vision   {m.vision.dim} features a face of {m.vision.crop_px}×{m.vision.crop_px} px, "
         f"{m.vision.rate_hz:g} a second",
         f"fusion   over windows of {m.window_s:g} s; intervals cover {m.calibration.coverage:.0%}",
-        *_backends(m),
+        *_backends(bundle),
         "",
         f"{'member':<24}{'size':>10}  precision",
     ]
@@ -73,9 +72,10 @@ def glance(bundle: Bundle, path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _backends(manifest: Manifest) -> list[str]:
-    """What runs the fusion here, the default first, then what doesn't and why."""
-    obstacles = {backend: obstacle(backend, manifest) for backend in BACKENDS}
+def _backends(bundle: Bundle) -> list[str]:
+    """What runs the model here, the default first, then what doesn't and why; GPUs only where they can."""
+    obstacles = {backend: obstacle(backend, bundle) for backend in BACKENDS}
+    obstacles = {b: found for b, found in obstacles.items() if found is None or b in DEVICES["cpu"]}
     able = [backend for backend, found in obstacles.items() if found is None]
     told = [", ".join(able) or "none can run it here"]
     told += [f"not {backend}: {found.message}" for backend, found in obstacles.items() if found is not None]
