@@ -45,6 +45,7 @@ RULES = {
         libraries=frozenset(
             {
                 "av",
+                "cuda",
                 "cv2",
                 "kaldi_native_fbank",
                 "matplotlib",
@@ -53,6 +54,7 @@ RULES = {
                 "pocketsphinx",
                 "rich",
                 "soxr",
+                "tensorrt",
                 "tokenizers",
             }
         ),
@@ -199,9 +201,18 @@ def test_a_source_root_holds_one_package_and_no_loose_modules() -> None:
 
 
 def test_the_commands_of_the_project_are_installed() -> None:
-    assert {"analyze", "compare", "describe", "doctor", "evaluate", "export", "info", "systems", "train"} <= {
-        entry.name for entry in COMMANDS
-    }
+    assert {
+        "analyze",
+        "build-engine",
+        "compare",
+        "describe",
+        "doctor",
+        "evaluate",
+        "export",
+        "info",
+        "systems",
+        "train",
+    } <= {entry.name for entry in COMMANDS}
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=[entry.name for entry in COMMANDS])

@@ -19,7 +19,7 @@ from safetensors.torch import save as save_safetensors
 import affectrt
 from affectrt.affect import EMOTIONS, MODALITIES, Affect, Modality
 from affectrt.backends import FloatArray
-from affectrt.backends.choice import BACKENDS, obstacle
+from affectrt.backends.choice import DEVICES, obstacle
 from affectrt.backends.onnx_runtime import OnnxGraph
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
@@ -265,8 +265,8 @@ def _check_backends(path: Path, written: Model, tolerance: float) -> None:
     features = {m: FeatureSequence(m, values, times_s, "export") for m, values in rows.items()}
     answers = {
         backend: affectrt.load(path, backend=backend).predict(features=features)
-        for backend in BACKENDS
-        if obstacle(backend, written.manifest) is None
+        for backend in DEVICES["cpu"]
+        if obstacle(backend, written.bundle) is None
     }
     first, *others = answers.items()
     for backend, answer in others:

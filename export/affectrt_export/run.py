@@ -221,4 +221,4 @@ def _check_answers(path: Path, fitted: Fitted, tolerance: float) -> None:
 def _runs(backend: str, path: Path) -> bool:
     from affectrt.bundle import Bundle
 
-    return obstacle(backend, Bundle.open(path).manifest) is None
+    return obstacle(backend, Bundle.open(path)) is None

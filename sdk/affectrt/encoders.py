@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from affectrt.affect import Modality
 from affectrt.backends import Graph
-from affectrt.backends.onnx_runtime import member_graph
+from affectrt.backends.choice import load_encoder
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence, check_dim
 from affectrt.features.text import TextFeatures, Tokenizer
@@ -51,27 +51,33 @@ class Encoders:
     rather than in front of the camera, and the first picture waits for nothing.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        """Load what can be. ``threads`` per graph run, None for one per core.
+    def __init__(self, bundle: Bundle, *, backend: str = "onnxruntime", threads: int | None = None) -> None:
+        """Load what can be. ``backend`` runs the graphs if it can, else ONNX Runtime on the CPU does;
+        ``threads`` per graph run, None for one per core.
 
         Raises ``graph.invalid`` and ``graph.signature`` when a graph isn't what the manifest promises,
-        ``graph.threads`` and ``tokenizer.invalid``.
+        ``graph.threads``, ``tokenizer.invalid`` and, for a GPU, what
+        :func:`~affectrt.backends.choice.load_fusion` raises.
         """
         self.manifest = bundle.manifest
         """Parameters of the extractors."""
 
-        def graph(member: str, *inputs: str) -> Graph:
-            return member_graph(bundle, member, inputs, ["states"], threads=threads)
+        def graph(modality: Modality, *inputs: str) -> Graph:
+            return load_encoder(bundle, modality, inputs, backend, threads)
 
         def text_features() -> TextFeatures:
             spec = self._spec("text", TextSpec)
             tokenizer = Tokenizer.from_json(bundle.read(spec.tokenizer), spec.max_tokens)
-            states = graph(spec.graph, "input_ids", "attention_mask")
+            states = graph("text", "input_ids", "attention_mask")
             return TextFeatures(tokenizer, states, spec.dim, spec.words_per_row)
 
+        def encoder(modality: Modality, kind: type[Spec], *inputs: str) -> Graph:
+            self._spec(modality, kind)
+            return graph(modality, *inputs)
+
         self._text = _Once(text_features)
-        self._audio_graph = _Once(lambda: graph(self._spec("audio", AudioSpec).graph, "log_mel"))
-        self._vision_graph = _Once(lambda: graph(self._spec("vision", VisionSpec).graph, "faces"))
+        self._audio_graph = _Once(lambda: encoder("audio", AudioSpec, "log_mel"))
+        self._vision_graph = _Once(lambda: encoder("vision", VisionSpec, "faces"))
         for encoder in (self._text, self._audio_graph, self._vision_graph):
             try:
                 encoder()

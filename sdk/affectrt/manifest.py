@@ -221,14 +221,17 @@ class Manifest:
             f"features={{'{modality}': FeatureSequence(...)}}, or push_features() on a stream",
         )
 
+    @property
+    def graphs(self) -> Mapping[str, str]:
+        """What runs → its member: the encoders that the bundle has, then ``fusion``."""
+        encoders = {m: spec.graph for m, spec in self.specs.items() if not isinstance(spec, RowsSpec | None)}
+        return {**encoders, "fusion": self.fusion.graph}
+
     def named_members(self) -> Iterator[str]:
         """The members that graphs, tokenizer and weights name."""
-        for spec in self.specs.values():
-            if spec is not None and not isinstance(spec, RowsSpec):
-                yield spec.graph
+        yield from self.graphs.values()
         if isinstance(self.text, TextSpec):
             yield self.text.tokenizer
-        yield self.fusion.graph
         if self.fusion.weights is not None:
             yield self.fusion.weights
 

@@ -44,33 +44,45 @@ DEFAULT_HOP_S = 1.0
 """Distance of live results: people read a changing mood, not a flickering one."""
 
 
-def load(path: PathLike, *, backend: str | None = None, threads: int | None = None) -> Model:
+def load(
+    path: PathLike, *, backend: str | None = None, device: str = "auto", threads: int | None = None
+) -> Model:
     """Open and verify a bundle and make its model ready to run.
 
-    ``backend`` runs the fusion model: ``"native"``, the C++ in affectrt, or ``"onnxruntime"``; None takes
-    native where it can. ``threads`` per graph run, None for one per core; native uses one.
+    ``device``: ``"cpu"``, ``"cuda"`` or ``"auto"``, which takes the GPU once ``affectrt build-engine`` has
+    built its engines here. Who asks for a GPU gets it or an error with the reason. ``backend`` names one of
+    :data:`affectrt.backends.choice.BACKENDS` instead of the first of its device that can. ``threads`` per
+    graph run, None for one per core; native uses one.
 
     The encoders of text, sound and faces take the extras ``cpu`` and ``media``. Those that can be are loaded
     here, so that a broken bundle fails at once and the first result waits for nothing; the others raise
     ``extra.missing`` when they are used. With numpy alone, ``predict(features=...)`` works on native.
 
-    Raises as :meth:`Bundle.open`; ``backend.unknown``, ``backend.unsupported``, ``backend.missing`` and
-    ``extra.missing`` when the backend can't run here; ``graph.invalid``, ``graph.signature``,
-    ``tokenizer.invalid``, ``bundle.weights`` and ``bundle.manifest`` when a part isn't what the manifest
-    promises; ``graph.threads``.
+    Raises as :meth:`Bundle.open`; ``backend.unknown``, ``backend.unsupported``, ``backend.missing``,
+    ``backend.unavailable``, ``backend.device``, ``extra.missing``, ``engine.missing``, ``engine.invalid``,
+    ``gpu.missing`` and ``gpu.failed`` when the backend can't run here; ``graph.invalid``,
+    ``graph.signature``, ``tokenizer.invalid``, ``bundle.weights`` and ``bundle.manifest`` when a part
+    isn't what the manifest promises; ``graph.threads``.
     """
-    return Model(Bundle.open(path), backend=backend, threads=threads)
+    return Model(Bundle.open(path), backend=backend, device=device, threads=threads)
 
 
 class Model:
     """A model and its encoders. Holds no state of any person, so one object serves any number of streams."""
 
-    def __init__(self, bundle: Bundle, *, backend: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
         """Use :func:`load`."""
         self._bundle = bundle
-        self._backend = choose_backend(bundle.manifest, backend)
+        self._backend = choose_backend(bundle, backend, device)
         self._fusion = load_fusion(bundle, self._backend, threads)
-        self._encoders = Encoders(bundle, threads=threads)
+        self._encoders = Encoders(bundle, backend=self._backend, threads=threads)
 
     def __repr__(self) -> str:
         return f"<affectrt.Model {self.manifest.name}: {self.manifest.family}>"
@@ -87,7 +99,7 @@ class Model:
 
     @property
     def backend(self) -> str:
-        """What runs the fusion model: ``native`` or ``onnxruntime``."""
+        """What runs the model, one of :data:`affectrt.backends.choice.BACKENDS`."""
         return self._backend
 
     @property

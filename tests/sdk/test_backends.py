@@ -16,7 +16,7 @@ import pytest
 
 import affectrt
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
-from affectrt.backends.choice import BACKENDS, choose_backend, obstacle
+from affectrt.backends.choice import DEVICES, choose_backend, obstacle
 from affectrt.backends.native import NativeFusion
 from affectrt.backends.onnx_runtime import OnnxFusion
 from affectrt.bundle import Bundle
@@ -59,16 +59,62 @@ def test_native_is_taken_where_it_can(ghrnn_bundle: Path, tiny_model: affectrt.M
     assert affectrt.load(ghrnn_bundle).backend == "native"
     assert affectrt.load(ghrnn_bundle, backend="onnxruntime").backend == "onnxruntime"
     assert tiny_model.backend == "onnxruntime", "its family is unknown to the kernels"
-    assert all(obstacle(backend, affectrt.load(ghrnn_bundle).manifest) is None for backend in BACKENDS)
+    assert all(obstacle(backend, Bundle.open(ghrnn_bundle)) is None for backend in DEVICES["cpu"])
 
 
 def test_who_names_a_backend_gets_it_or_an_error(tiny_bundle: Path, ghrnn_bundle: Path) -> None:
     error = error_of(lambda: affectrt.load(ghrnn_bundle, backend="cuda"))
     assert error.code == "backend.unknown"
-    assert error.message == "backend: expected one of native, onnxruntime or None, got 'cuda'"
+    assert error.message.startswith("backend: expected one of tensorrt, native, onnxruntime, ")
+    assert error.message.endswith("or None, got 'cuda'")
     error = error_of(lambda: affectrt.load(tiny_bundle, backend="native"))
     assert error.code == "backend.unsupported"
     assert "'ghrnn-cma' only, not 'mean'" in error.message and "onnxruntime" in error.message
+
+
+def test_a_device_narrows_the_choice(tiny_bundle: Path, ghrnn_bundle: Path) -> None:
+    assert affectrt.load(ghrnn_bundle, device="cpu").backend == "native"
+    assert affectrt.load(tiny_bundle, device="cpu").backend == "onnxruntime"
+    assert affectrt.load(ghrnn_bundle, device="cpu", backend="onnxruntime").backend == "onnxruntime"
+    error = error_of(lambda: affectrt.load(ghrnn_bundle, device="gpu"))
+    assert error.code == "backend.device" and "expected auto, cpu, cuda, got 'gpu'" in error.message
+    error = error_of(lambda: affectrt.load(ghrnn_bundle, device="cuda", backend="native"))
+    assert error.code == "backend.device" and "expected cpu, which the backend native uses" in error.message
+
+
+def test_a_gpu_that_cannot_run_is_an_error_with_its_reasons(
+    ghrnn_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runtime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    error = error_of(lambda: affectrt.load(ghrnn_bundle, device="cuda"))
+    assert error.code == "backend.unavailable"
+    assert "affectrt build-engine" in error.message and "has no CUDAExecutionProvider" in error.message
+    error = error_of(lambda: affectrt.load(ghrnn_bundle, backend="tensorrt"))
+    assert error.code == "engine.missing"
+    for backend in ("onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-rtx"):
+        error = error_of(lambda backend=backend: affectrt.load(ghrnn_bundle, backend=backend))  # type: ignore[misc]
+        assert error.code == "backend.unavailable" and "affectrt[gpu]" in error.message
+
+
+def test_a_provider_that_is_listed_and_does_not_start(
+    ghrnn_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime itself would warn and go on without it."""
+    runtime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in runtime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: listed)
+    for load in (
+        lambda: affectrt.load(ghrnn_bundle, backend="onnxruntime-cuda"),
+        lambda: affectrt.load(ghrnn_bundle, device="cuda"),
+    ):
+        error = error_of(load)
+        assert error.code == "backend.unavailable"
+        assert "CUDAExecutionProvider was asked for and doesn't start here" in error.message
+        assert "would use CPUExecutionProvider" in error.message
 
 
 @pytest.mark.usefixtures("no_extension")
@@ -103,8 +149,8 @@ def test_settings_that_make_no_sense(make_ghrnn: Callable[..., Path]) -> None:
             and "config.heads: expected a whole number from 1" in error.message
         )
     bundle = Bundle.open(make_ghrnn(causal="yes"))
-    assert choose_backend(bundle.manifest, None) == "onnxruntime"
-    error = error_of(lambda: choose_backend(bundle.manifest, "native"))
+    assert choose_backend(bundle, None) == "onnxruntime"
+    error = error_of(lambda: choose_backend(bundle, "native"))
     assert error.code == "bundle.manifest" and "config.causal: expected bool, got 'yes'" in error.message
 
 
@@ -113,15 +159,15 @@ def test_settings_that_make_no_sense(make_ghrnn: Callable[..., Path]) -> None:
 )
 def test_ablations_are_left_to_the_graph(make_ghrnn: Callable[..., Path], ablation: dict[str, Any]) -> None:
     bundle = Bundle.open(make_ghrnn(**ablation))
-    assert choose_backend(bundle.manifest, None) == "onnxruntime"
-    for refused in (lambda: choose_backend(bundle.manifest, "native"), lambda: NativeFusion(bundle)):
+    assert choose_backend(bundle, None) == "onnxruntime"
+    for refused in (lambda: choose_backend(bundle, "native"), lambda: NativeFusion(bundle)):
         error = error_of(refused)
         assert error.code == "backend.unsupported" and next(iter(ablation)) in error.message
 
 
 def test_the_papers_own_structure_is_native_when_spelled_out(make_ghrnn: Callable[..., Path]) -> None:
     bundle = Bundle.open(make_ghrnn(pairs=["vt", "at"], attention=True, joint=True, cell="ghrnn"))
-    assert choose_backend(bundle.manifest, None) == "native"
+    assert choose_backend(bundle, None) == "native"
 
 
 # --- Windows ---------------------------------------------------------------------------------------
@@ -240,8 +286,8 @@ def causal_bundle(make_ghrnn: Callable[..., Path], ghrnn_weights: Weights, tiny_
 
 
 def test_a_causal_model_steps_and_has_no_windows(causal_bundle: Bundle, ghrnn_bundle: Path) -> None:
-    assert choose_backend(causal_bundle.manifest, None) == "onnxruntime"
-    error = error_of(lambda: choose_backend(causal_bundle.manifest, "native"))
+    assert choose_backend(causal_bundle, None) == "onnxruntime"
+    error = error_of(lambda: choose_backend(causal_bundle, "native"))
     assert error.code == "backend.unsupported" and "tick by tick" in error.message
     fusion = NativeFusion(causal_bundle)
     assert error_of(lambda: fusion({}, np.ones((1, 3), bool))).code == "backend.unsupported"

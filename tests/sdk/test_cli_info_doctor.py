@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import stat
 import sys
 from pathlib import Path
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from affectrt.affect import EMOTIONS, Affect
 from affectrt.backends.native import extension
 from affectrt.bundle import Bundle
 from affectrt.cli import main
-from affectrt.cli.doctor import check_bundle, check_native, native_error
+from affectrt.cli.doctor import check_native, native_error
+from affectrt.cli.doctor_bundle import check_bundle, compare
+from affectrt.cli.doctor_gpu import mismatches
 from affectrt.cli.equations import ghrnn, ghrnn_cma, random_weights
+from affectrt.cli.finding import foreign_architecture, remedy
 from affectrt.cli.output import output_file
 from affectrt.errors import AffectError
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
@@ -41,12 +46,12 @@ def test_doctor_finds_this_environment_well(tiny_bundle: Path, capsys: pytest.Ca
     assert (status, "FAULT" in out) == (0, False), out
     assert "GHRNN-CMA within" in out
     assert "onnxruntime" in out
-    assert "tiny.affect" in out and "fusion on onnxruntime" in out and "a 4 s window takes" in out
+    assert "tiny.affect" in out and "runs on onnxruntime" in out and "a 4 s window takes" in out
 
 
 def test_doctor_runs_the_bundle(tmp_path: Path) -> None:
     (tmp_path / "bad.affect").write_bytes(b"nothing")
-    finding = check_bundle(tmp_path / "bad.affect")
+    (finding,) = check_bundle(tmp_path / "bad.affect")
     assert finding.state == "FAULT"
     assert "bad.affect" in finding.subject and finding.fix
 
@@ -94,6 +99,75 @@ def test_the_native_check_compares_with_the_equations() -> None:
     assert np.isnan(never), "NaN must not pass for agreement"
 
 
+def _affect(sentiment: float) -> Affect:
+    return Affect(0.0, sentiment, (-1.0, 1.0), dict.fromkeys(EMOTIONS, 1 / 7), {}, frozenset(), 0.0)
+
+
+def test_backends_are_held_to_the_processors_answer() -> None:
+    def state(**sentiments: float) -> tuple[str, str]:
+        finding = compare("x", {name.replace("_", "-"): _affect(s) for name, s in sentiments.items()})
+        return finding.state, finding.detail
+
+    assert state(native=0.5, onnxruntime=0.5 + 5e-5) == ("ok", "native, onnxruntime agree within 5e-05")
+    assert state(native=0.5, onnxruntime=0.5 + 2e-4)[0] == "FAULT"
+    assert state(tensorrt=0.505, native=0.5, onnxruntime=0.5)[0] == "ok"
+    fault = ("FAULT", "backends differ from native: tensorrt by 0.02")
+    assert state(tensorrt=0.52, native=0.5, onnxruntime=0.5) == fault
+    assert state(tensorrt=np.nan, native=0.5) == ("FAULT", "backends differ from native: tensorrt by nan")
+    assert (
+        state(tensorrt=0.5, onnxruntime_cuda=0.52)[1]
+        == "backends differ from tensorrt: onnxruntime-cuda by 0.02"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "fix"),
+    [
+        ("importing it fails: numpy.core.multiarray failed to import", "'numpy<2'"),
+        ("numpy.dtype size changed, may indicate binary incompatibility", "'numpy<2'"),
+        ("/x/_foo.so: wrong ELF class: ELFCLASS32", "--force-reinstall --no-cache-dir lib"),
+        ("/lib64/libm.so.6: version `GLIBC_2.38' not found (required by x)", "an older lib"),
+        ("libcudart.so.12: cannot open shared object file", "library of CUDA or TensorRT is missing"),
+        ("libnvinfer.so.10: cannot open shared object file", "library of CUDA or TensorRT is missing"),
+        ("libcuda.so.1: cannot open shared object file", "NVIDIA driver is missing"),
+        ("something else", "pip install -U lib"),
+    ],
+)
+def test_what_a_library_says_tells_the_remedy(reason: str, fix: str) -> None:
+    assert fix in remedy(reason, "lib")
+
+
+def test_a_wheel_for_another_processor_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _install(tmp_path, "pocketsphinx", "pocketsphinx")
+    other = "x86_64" if platform.machine() == "aarch64" else "aarch64"
+    wheel = tmp_path / "pocketsphinx-9.9.dist-info" / "WHEEL"
+    wheel.write_text(f"Wheel-Version: 1.0\nTag: cp311-cp311-manylinux_2_17_{other}.manylinux2014_{other}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert f"installed, but its wheel is for manylinux_2_17_{other}, manylinux2014_{other}" in out
+    assert "its files are for another processor: pip install --force-reinstall" in out
+    wheel.write_text(f"Tag: py3-none-any\nTag: cp311-cp311-linux_{other}\n")
+    assert foreign_architecture("pocketsphinx") == ""
+
+
+def test_what_is_made_for_a_newer_cuda_than_the_drivers() -> None:
+    installed = [("tensorrt_cu13_bindings", "11.4"), ("tensorrt-cu13", "11.4"), ("tensorrt", "11.4")]
+    installed += [("cuda-bindings", "13.0.1"), ("numpy", "2.0"), ("cucumber", "1.0")]
+    assert list(mismatches(installed, "13.0")) == []
+    found = list(mismatches(installed, "12.6"))
+    assert [finding.subject for finding in found] == [
+        "cuda-bindings",
+        "tensorrt-cu13",
+        "tensorrt_cu13_bindings",
+    ]
+    assert {finding.state for finding in found} == {"FAULT"}
+    assert "CUDA 13, the driver knows CUDA up to 12.6" in found[0].detail and "CUDA 12" in found[0].fix
+
+
 def test_the_equation_of_the_recurrence() -> None:
     """One step by hand, so that the yardstick itself is right: H = I = 1, all weights 1, bias 0, x = 1."""
     states = ghrnn(np.ones((2, 1)), np.ones((2, 1)), np.ones((2, 1)), np.zeros(2))
@@ -129,10 +203,15 @@ def test_the_equations_are_the_models() -> None:
 def test_doctor_and_info_tell_what_runs_a_bundle(
     tiny_bundle: Path, ghrnn_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["doctor", str(ghrnn_bundle)]) == 0
-    assert "fusion on native; loads in" in capsys.readouterr().out
-    assert main(["doctor", str(ghrnn_bundle), "--backend", "onnxruntime"]) == 0
-    assert "fusion on onnxruntime; loads in" in capsys.readouterr().out
+    # This bundle's graph and its weights are two models, which is what doctor is there to find.
+    assert main(["doctor", str(ghrnn_bundle)]) == 1
+    out = capsys.readouterr().out
+    assert "runs on native; loads in" in out and "runs on onnxruntime; loads in" in out
+    assert "backends differ from native: onnxruntime by " in out and out.endswith("\n1 fault\n")
+    for backend in ("native", "onnxruntime"):
+        assert main(["doctor", str(ghrnn_bundle), "--backend", backend]) == 0
+        out = capsys.readouterr().out
+        assert out.count("; loads in") == 1 and f"runs on {backend}; loads in" in out
     assert main(["doctor", str(tiny_bundle), "--backend", "native"]) == 1
     assert "knows the family 'ghrnn-cma' only, not 'mean'" in capsys.readouterr().out
     assert main(["doctor", "--backend", "cuda"]) == 2

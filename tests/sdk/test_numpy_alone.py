@@ -127,7 +127,7 @@ print(main(["analyze", {str(tmp_path / "words.txt")!r}, "--bundle", bundle]), fl
     )
     out = " ".join(done.stdout.split())
     assert "backend native; not onnxruntime: this needs the library 'onnxruntime'" in out
-    assert "fusion on native; loads in" in out
+    assert "runs on native; loads in" in out
     assert "made-up features stand for text, audio, vision: this needs the library 'tokenizers'" in out
     assert done.stdout.splitlines()[-1] == "2"
     assert done.stderr.startswith("affectrt: [extra.missing] this needs the library 'tokenizers'")

@@ -1,32 +1,57 @@
-"""Which backends can run a bundle's fusion model on this machine, and which one does."""
+"""Which backends can run a bundle on this machine, and which one does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from affectrt.affect import Modality
+from affectrt.backends import Graph
 from affectrt.backends.native import check_native
-from affectrt.errors import AffectError, require
+from affectrt.backends.onnx_runtime import CPU, OnnxFusion, check_provider, member_graph
+from affectrt.engines import EngineCache
+from affectrt.errors import AffectError
 
 if TYPE_CHECKING:
     from affectrt.backends import Fusion
     from affectrt.bundle import Bundle
-    from affectrt.manifest import Manifest
 
-BACKENDS = ("native", "onnxruntime")
-"""Most wanted first: ``native`` is several times faster and needs nothing but affectrt itself."""
+PROVIDERS: Mapping[str, str] = {
+    "onnxruntime": CPU,
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+    "onnxruntime-rtx": "NvTensorRTRTXExecutionProvider",
+}
+"""Backend → what ONNX Runtime calls it."""
+
+BACKENDS = ("tensorrt", "native", *PROVIDERS)
+"""All that can be named."""
+
+DEVICES: Mapping[str, tuple[str, ...]] = {
+    "auto": ("tensorrt", "native", "onnxruntime"),
+    "cpu": ("native", "onnxruntime"),
+    "cuda": ("tensorrt", "onnxruntime-cuda"),
+}
+"""Device → what may run a bundle on it when no backend is named, most wanted first.
+
+``native`` is several times faster than ONNX Runtime on a CPU and needs nothing but affectrt itself;
+``tensorrt`` is taken once its engines were built here."""
 
 
-def obstacle(backend: str, manifest: Manifest) -> AffectError | None:
-    """Why a backend can't run a fusion model here; None: it can.
+def obstacle(backend: str, bundle: Bundle) -> AffectError | None:
+    """Why a backend can't run a bundle here; None: as far as can be told without starting it, it can.
 
-    ``backend.unknown``, ``backend.unsupported`` when it doesn't know such models, ``backend.missing`` without
-    the C++ extension, ``extra.missing`` without ONNX Runtime.
+    ``backend.unknown``; ``backend.unsupported`` when it doesn't know such models, ``backend.missing`` without
+    the C++ extension, ``extra.missing`` without a library, ``backend.unavailable`` when ONNX Runtime was
+    built without it, ``engine.missing`` and ``gpu.missing`` from TensorRT.
     """
     try:
         if backend == "native":
-            check_native(manifest)
-        elif backend == "onnxruntime":
-            require("onnxruntime", "cpu")
+            check_native(bundle.manifest)
+        elif backend == "tensorrt":
+            _check_engines(bundle)
+        elif backend in PROVIDERS:
+            check_provider(PROVIDERS[backend])
         else:
             raise AffectError(
                 "backend.unknown", f"backend: expected one of {', '.join(BACKENDS)} or None, got '{backend}'"
@@ -36,31 +61,79 @@ def obstacle(backend: str, manifest: Manifest) -> AffectError | None:
     return None
 
 
-def choose_backend(manifest: Manifest, named: str | None) -> str:
-    """The backend that was named, or else the first that can.
+def choose_backend(bundle: Bundle, named: str | None = None, device: str = "auto") -> str:
+    """The backend that was named, or else the first that can on this device.
 
-    Raises what stands in the named one's way: who names a backend gets that one or an error. Without a
-    name, when none can, raises what stands in the way of ONNX Runtime, which knows every model.
+    Raises what stands in the named one's way: who names a backend gets that one or an error. Without a name,
+    when none can, raises what stands in the way of each. ``backend.device`` when the device is unknown or
+    isn't the named backend's.
     """
-    found = None
-    for backend in BACKENDS if named is None else (named,):
-        found = obstacle(backend, manifest)
+    if device not in DEVICES:
+        raise AffectError("backend.device", f"device: expected {', '.join(DEVICES)}, got '{device}'")
+    if named is not None:
+        found = obstacle(named, bundle)
+        if found is not None:
+            raise found
+        runs_on = "cpu" if named in DEVICES["cpu"] else "cuda"
+        if device not in ("auto", runs_on):
+            raise AffectError(
+                "backend.device",
+                f"device: expected {runs_on}, which the backend {named} uses, got '{device}'; leave out one",
+            )
+        return named
+    obstacles = []
+    for backend in DEVICES[device]:
+        found = obstacle(backend, bundle)
         if found is None:
             return backend
-    assert found is not None
-    raise found
+        obstacles.append(found)
+    if device == "cuda":
+        told = "; ".join(error.message for error in obstacles)
+        raise AffectError("backend.unavailable", f"device cuda: nothing can run on it here: {told}")
+    raise obstacles[-1]  # ONNX Runtime, which knows every model
 
 
 def load_fusion(bundle: Bundle, backend: str, threads: int | None) -> Fusion:
     """The bundle's fusion model, ready to run.
 
-    Raises ``bundle.weights`` and ``bundle.manifest`` from the native backend, ``graph.invalid`` and
-    ``graph.signature`` from ONNX Runtime, when the model isn't what the manifest promises.
+    Raises ``bundle.weights`` and ``bundle.manifest`` from the native backend, ``graph.invalid``,
+    ``graph.signature`` and ``engine.invalid`` from the others, when the model isn't what the manifest
+    promises; ``backend.unavailable`` and ``gpu.failed`` when the GPU doesn't start.
     """
     if backend == "native":
         from affectrt.backends.native import NativeFusion
 
         return NativeFusion(bundle)
-    from affectrt.backends.onnx_runtime import OnnxFusion
+    if backend == "tensorrt":
+        from affectrt.backends.fusion import FUSION_INPUTS, FUSION_OUTPUTS, GraphFusion
+        from affectrt.backends.tensorrt import member_engine
 
-    return OnnxFusion(bundle, threads=threads)
+        engine = member_engine(bundle, "fusion", FUSION_INPUTS, FUSION_OUTPUTS)
+        return GraphFusion(engine, bundle.manifest)
+    return OnnxFusion(bundle, threads=threads, provider=PROVIDERS[backend])
+
+
+def load_encoder(
+    bundle: Bundle, modality: Modality, inputs: Sequence[str], backend: str, threads: int | None
+) -> Graph:
+    """The graph of a bundle's encoder: on the GPU where the backend is, else in ONNX Runtime on the CPU."""
+    if backend == "tensorrt":
+        from affectrt.backends.tensorrt import member_engine
+
+        return member_engine(bundle, modality, inputs, ["states"])
+    member = bundle.manifest.graphs[modality]
+    provider = PROVIDERS.get(backend, CPU)
+    return member_graph(bundle, member, inputs, ["states"], threads=threads, provider=provider)
+
+
+def _check_engines(bundle: Bundle) -> None:
+    if not EngineCache().holds(bundle.sha256):
+        raise AffectError(
+            "engine.missing",
+            f"model {bundle.manifest.name}: TensorRT has no engines for it here; run 'affectrt build-engine' "
+            f"on this machine",
+        )
+    from affectrt.backends.tensorrt import find_engine
+
+    for graph in bundle.manifest.graphs:
+        find_engine(bundle, graph)

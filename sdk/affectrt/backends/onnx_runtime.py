@@ -1,8 +1,9 @@
-"""Runs a bundle's ONNX graphs with ONNX Runtime on the CPU."""
+"""Runs a bundle's ONNX graphs with ONNX Runtime, on the CPU or, where it is named, on a GPU."""
 
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affectrt.affect import MODALITIES, Modality
-from affectrt.backends import Array, BoolArray, FloatArray
+from affectrt.backends import Array, FloatArray
+from affectrt.backends.fusion import FUSION_INPUTS, FUSION_OUTPUTS, GraphFusion
 from affectrt.errors import AffectError, require
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _DTYPES: Mapping[str, npt.DTypeLike] = {
 }
 
 
+CPU = "CPUExecutionProvider"
+
+
 class OnnxGraph:
     """One ONNX graph, ready to run; immutable and safe to share between threads.
 
@@ -36,14 +40,21 @@ class OnnxGraph:
     wrong array is ``graph.signature`` with the name of the input and not a message from inside the runtime.
     """
 
-    def __init__(self, model: bytes, *, threads: int | None = None, name: str = "graph") -> None:
+    def __init__(
+        self, model: bytes, *, threads: int | None = None, name: str = "graph", provider: str = CPU
+    ) -> None:
         """Load serialised ONNX; ``threads`` within one operator, None for one per core.
 
-        Raises ``graph.invalid`` when the runtime refuses the graph, ``extra.missing`` without a runtime.
+        ``provider``: what executes it. One for a GPU may leave to the CPU what it doesn't know, operator by
+        operator, but not everything.
+
+        Raises ``graph.invalid`` when the runtime refuses the graph, ``extra.missing`` without a runtime,
+        ``backend.unavailable`` when the provider doesn't start here.
         """
         if threads is not None and threads < 1:
             raise AffectError("graph.threads", f"threads: expected at least 1 or None, got {threads}")
-        ort = require("onnxruntime", "cpu")
+        ort = require("onnxruntime", "cpu" if provider == CPU else "gpu")
+        check_provider(provider)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
@@ -54,7 +65,11 @@ class OnnxGraph:
             # ONNX Runtime then takes a slower path that doesn't.
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a provider that doesn't start; asked for below
+                self._session = ort.InferenceSession(
+                    model, options, providers=list(dict.fromkeys([provider, CPU]))
+                )
         except Exception as error:  # the runtime raises its own classes, which share no other base
             reason = str(error).strip().splitlines()
             raise AffectError(
@@ -62,6 +77,16 @@ class OnnxGraph:
                 f"{name}: ONNX Runtime {ort.__version__} could not load this graph "
                 f"({reason[0] if reason else type(error).__name__}); export the model again",
             ) from error
+        used: list[str] = self._session.get_providers()
+        if provider not in used:
+            raise AffectError(
+                "backend.unavailable",
+                f"{name}: {provider} was asked for and doesn't start here, ONNX Runtime would use "
+                f"{', '.join(used)}; install the CUDA and cuDNN that onnxruntime-gpu {ort.__version__} names "
+                f"(pip install 'onnxruntime-gpu[cuda,cudnn]'), or name another backend",
+            )
+        if provider != CPU:
+            self._session.disable_fallback()  # after a fault it would start again without the GPU
         self._name = name
         self._inputs: dict[str, Any] = {node.name: node for node in self._session.get_inputs()}
         self._outputs = tuple(node.name for node in self._session.get_outputs())
@@ -121,40 +146,44 @@ class OnnxGraph:
             )
 
 
+def check_provider(provider: str) -> None:
+    """Raise ``backend.unavailable`` when ONNX Runtime was built without a provider, ``extra.missing``."""
+    ort = require("onnxruntime", "cpu" if provider == CPU else "gpu")
+    available: list[str] = ort.get_available_providers()
+    if provider not in available:
+        raise AffectError(
+            "backend.unavailable",
+            f"ONNX Runtime {ort.__version__} has no {provider}, only {', '.join(available)}; replace it: "
+            f"pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'affectrt[gpu]'",
+        )
+
+
 def member_graph(
-    bundle: Bundle, member: str, inputs: Sequence[str], outputs: Sequence[str], *, threads: int | None
+    bundle: Bundle,
+    member: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    threads: int | None,
+    provider: str = CPU,
 ) -> OnnxGraph:
     """A graph of a bundle. Raises ``graph.signature`` unless it has these inputs and outputs."""
-    graph = OnnxGraph(bundle.read(member), threads=threads, name=f"{bundle.manifest.name}/{member}")
+    name = f"{bundle.manifest.name}/{member}"
+    graph = OnnxGraph(bundle.read(member), threads=threads, name=name, provider=provider)
     graph.expect(inputs, outputs)
     return graph
 
 
-class OnnxFusion:
+class OnnxFusion(GraphFusion):
     """The fusion graph of any bundle. Immutable; share it between threads."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, provider: str = CPU) -> None:
         """Load it. Raises as :class:`OnnxGraph` and ``graph.signature`` when it isn't a fusion graph."""
-        manifest = bundle.manifest
-        inputs = [name for m in MODALITIES for name in (m, f"{m}_lengths")]
-        outputs = ["sentiment", "emotion_logits"]
-        self._graph = member_graph(bundle, manifest.fusion.graph, inputs, outputs, threads=threads)
-        # No graph sees an axis without elements: what is absent has one row of padding.
-        self._absent = {m: np.zeros((1, manifest.dim(m)), np.float32) for m in MODALITIES}
-
-    def __call__(
-        self, features: Mapping[Modality, FloatArray], subsets: BoolArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """As :class:`affectrt.backends.Fusion`, each subset a row of the batch. Raises as the graph does."""
-        inputs: dict[str, Array] = {}
-        for column, modality in enumerate(MODALITIES):
-            values = features.get(modality)
-            steps = 0 if values is None else len(values)
-            rows = self._absent[modality] if values is None or not steps else values
-            inputs[modality] = np.repeat(rows[None], len(subsets), axis=0)
-            inputs[f"{modality}_lengths"] = subsets[:, column] * np.int64(steps)
-        sentiment, logits = self._graph(**inputs)
-        return sentiment, logits
+        member = bundle.manifest.fusion.graph
+        super().__init__(
+            member_graph(bundle, member, FUSION_INPUTS, FUSION_OUTPUTS, threads=threads, provider=provider),
+            bundle.manifest,
+        )
 
 
 @cache

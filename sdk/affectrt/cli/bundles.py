@@ -29,9 +29,11 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
-        help="what runs the fusion model: native, the C++ that comes with affectrt, which knows the family "
-        "ghrnn-cma, or onnxruntime, which runs any model but takes affectrt[cpu] and several times as long "
-        "(default: native if it can; 'affectrt info BUNDLE' tells)",
+        help="what runs the model: tensorrt, the engines that 'affectrt build-engine' built here; native, "
+        "the C++ that comes with affectrt, which knows fusion of the family ghrnn-cma; onnxruntime, which "
+        "runs any model on the CPU but takes affectrt[cpu] and for fusion several times as long; the others "
+        "are ONNX Runtime on a GPU (default: the first of tensorrt, native and onnxruntime that can; "
+        "'affectrt info BUNDLE' tells)",
     )
 
 

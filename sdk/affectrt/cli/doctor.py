@@ -12,53 +12,35 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from affectrt import __version__
-from affectrt.affect import MODALITIES, Modality
+from affectrt.affect import MODALITIES
 from affectrt.backends.native import extension
 from affectrt.cli import Command
 from affectrt.cli.bundles import BUNDLE_VARIABLE, add_backend_option, bundle_candidates
+from affectrt.cli.doctor_bundle import check_bundle
+from affectrt.cli.doctor_gpu import check_gpu
 from affectrt.cli.equations import ghrnn_cma, random_weights
+from affectrt.cli.finding import Finding, foreign_architecture, remedy
 from affectrt.errors import AffectError
-from affectrt.features.sequence import FeatureSequence
-from affectrt.manifest import AudioSpec, TextSpec, VisionSpec
-from affectrt.profiling import StageTimer
 
-DEVICE_EXTRAS = ("cpu", "gpu", "media", "plot", "asr")
+DEVICE_EXTRAS = ("cpu", "gpu", "media", "tensorrt", "plot", "asr")
 """Their libraries are imported to see whether they run; the workstation's are only looked up, for speed."""
 
 FAULT_STATUS = 1
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)[^;]*;.*extra == ['\"]([^'\"]+)['\"]")
-_SHADOWED_MODULES = ("onnxruntime", "cv2")
+_SHADOWED_MODULES = ("onnxruntime", "cv2", "tensorrt_bindings")
 _NATIVE_TOLERANCE = 1e-5
-_REPEATS = 5
-_MADE_UP_ROWS = 40
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    state: Literal["ok", "note", "FAULT"]
-    """``note``: not here, not needed by everyone."""
-    subject: str
-    """What was looked at."""
-    detail: str
-    """What was found."""
-    fix: str = ""
-    """What to do about it; a command where one does it."""
 
 
 def diagnose(bundle: Path | None, backend: str | None = None) -> Iterator[Finding]:
-    """Look at everything; with a bundle, run it too, its fusion on that backend."""
+    """Look at everything; with a bundle, run it too, on that backend or on all that can."""
     yield Finding("ok", "machine", machine())
     yield Finding(
         "ok", "affectrt", f"{__version__}, Python {platform.python_version()}, numpy {np.__version__}"
@@ -67,8 +49,9 @@ def diagnose(bundle: Path | None, backend: str | None = None) -> Iterator[Findin
     owners = metadata.packages_distributions()
     yield from check_shadowing(owners)
     yield from check_extras(owners)
+    yield from check_gpu()
     if bundle is not None:
-        yield check_bundle(bundle, backend)
+        yield from check_bundle(bundle, backend)
 
 
 def machine() -> str:
@@ -167,14 +150,11 @@ def _check_extra(extra: str, names: Sequence[str], owners: Mapping[str, Sequence
             missing.append(name)
             continue
         if extra in DEVICE_EXTRAS:
-            fault = _import_fault(name, owners)
+            foreign = foreign_architecture(name)
+            fault = f"its wheel is for {foreign}" if foreign else _import_fault(name, owners)
             if fault:
-                return Finding(
-                    "FAULT",
-                    f"[{extra}]",
-                    f"{name} {version} is installed, but {fault}",
-                    f"pip install -U {name}",
-                )
+                told = f"{name} {version} is installed, but {fault}"
+                return Finding("FAULT", f"[{extra}]", told, remedy(fault, name))
         versions.append(f"{name} {version}")
     if missing:
         return Finding(
@@ -208,75 +188,6 @@ def _check_providers(*, gpu: bool) -> Finding:
             "install the CUDA and cuDNN versions that it names, or use affectrt[cpu]",
         )
     return Finding("ok", "ONNX Runtime", ", ".join(providers))
-
-
-def check_bundle(path: Path, backend: str | None = None) -> Finding:
-    """Load a bundle and run all of it on made-up input: does it work, on what, and how long does it take?"""
-    try:
-        return Finding("ok", str(path), _inference(path, backend))
-    except AffectError as error:
-        return Finding(
-            "FAULT", str(path), error.message, "mend what the message names, or export the bundle again"
-        )
-
-
-def _inference(path: Path, backend: str | None) -> str:
-    from affectrt.features.text import words_of
-    from affectrt.model import load
-
-    start = perf_counter()
-    model = load(path, backend=backend)
-    loaded_s = perf_counter() - start
-    manifest, encoders = model.manifest, model.encoders
-    rng = np.random.default_rng(0)
-    words = words_of("it was a wonderful evening and we are so happy about it", 0.0)
-
-    def rows(modality: Modality, states: Any) -> FeatureSequence:
-        return FeatureSequence(modality, states, np.linspace(0.0, manifest.window_s, len(states)), "doctor")
-
-    stages: dict[Modality, Callable[[], FeatureSequence]] = {}
-    if isinstance(manifest.text, TextSpec):
-        stages["text"] = lambda: encoders.text.extract(words)
-    if isinstance(audio := manifest.audio, AudioSpec):
-        log_mel = rng.standard_normal((1, round(manifest.window_s / audio.hop_s), audio.n_mels), np.float32)
-        stages["audio"] = lambda: rows("audio", encoders.audio_graph(log_mel=log_mel)[0][0])
-    if isinstance(vision := manifest.vision, VisionSpec):
-        count = round(manifest.window_s * vision.rate_hz)
-        faces = rng.random((count, vision.crop_px, vision.crop_px), np.float32)
-        stages["vision"] = lambda: rows("vision", encoders.vision_graph(faces=faces)[0])
-    timer = StageTimer()
-    missing = {m: f"the application makes {m} rows" for m in manifest.modalities if m not in stages}
-    for repeat in range(1 + _REPEATS):
-        clock = timer if repeat else StageTimer.off()  # the first run allocates
-        sequences = {}
-        for modality in manifest.modalities:
-            if modality not in missing:
-                try:
-                    with clock.stage(modality):
-                        sequences[modality] = stages[modality]()
-                    continue
-                except AffectError as error:
-                    if error.code != "extra.missing":
-                        raise
-                    missing[modality] = error.message
-            made_up = rng.standard_normal((_MADE_UP_ROWS, manifest.dim(modality)), np.float32)
-            sequences[modality] = rows(modality, made_up)
-        with clock.stage("fusion"):
-            affect = model.fuse(sequences, manifest.window_s, perf_counter())
-    total = sum(affect.emotions.values())
-    if not abs(total - 1.0) < 1e-3:
-        raise AffectError("doctor.inference", f"the emotion probabilities sum to {total:.3f} instead of 1")
-    times = ", ".join(f"{name} {seconds / _REPEATS * 1e3:.1f} ms" for name, seconds in timer.seconds.items())
-    total_ms = sum(timer.seconds.values()) / _REPEATS * 1e3
-    told = (
-        f"fusion on {model.backend}; loads in {loaded_s:.2f} s; a {manifest.window_s:g} s window takes "
-        f"{total_ms:.1f} ms ({times})"
-    )
-    if missing:
-        told += (
-            f"; made-up features stand for {', '.join(missing)}: {'; '.join(dict.fromkeys(missing.values()))}"
-        )
-    return told
 
 
 def report(findings: Sequence[Finding]) -> str:

@@ -7,13 +7,12 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from affectrt.backends.choice import BACKENDS, obstacle
+from affectrt.backends.choice import BACKENDS, DEVICES, obstacle
 from affectrt.cli import Command
 from affectrt.manifest import AudioSpec, RowsSpec, TextSpec, VisionSpec
 
 if TYPE_CHECKING:
     from affectrt.bundle import Bundle
-    from affectrt.manifest import Manifest
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +46,11 @@ def glance(bundle: Bundle, path: Path) -> str:
         "",
         *(f"{modality:<8} {_features(spec)}" for modality, spec in m.specs.items()),
         f"fusion   over windows of {m.window_s:g} s; intervals cover {m.calibration.coverage:.0%}",
-        *_backends(m),
+        *_backends(bundle),
         "",
         f"{'member':<24}{'size':>10}  precision",
     ]
-    graphs = {part: getattr(spec, "graph", "") for part, spec in (*m.specs.items(), ("fusion", m.fusion))}
-    precision = {graph: m.precision.get(part) for part, graph in graphs.items()}
+    precision = {graph: m.precision.get(part) for part, graph in m.graphs.items()}
     for name, member in sorted(m.members.items()):
         lines.append(f"{name:<24}{_megabytes(member.bytes):>10}  {precision.get(name) or ''}".rstrip())
     lines.append(f"ONNX opset {m.opset}, IR {m.ir_version}")
@@ -84,9 +82,10 @@ def _features(spec: TextSpec | AudioSpec | VisionSpec | RowsSpec | None) -> str:
     return f"{spec.dim} features a row, which the application makes: features= or push_features()"
 
 
-def _backends(manifest: Manifest) -> list[str]:
-    """What runs the fusion here, the default first, then what doesn't and why."""
-    obstacles = {backend: obstacle(backend, manifest) for backend in BACKENDS}
+def _backends(bundle: Bundle) -> list[str]:
+    """What runs the model here, the default first, then what doesn't and why; GPUs only where they can."""
+    obstacles = {backend: obstacle(backend, bundle) for backend in BACKENDS}
+    obstacles = {b: found for b, found in obstacles.items() if found is None or b in DEVICES["cpu"]}
     able = [backend for backend, found in obstacles.items() if found is None]
     told = [", ".join(able) or "none can run it here"]
     told += [f"not {backend}: {found.message}" for backend, found in obstacles.items() if found is not None]

@@ -1,0 +1,76 @@
+"""``affectrt build-engine``: a bundle → TensorRT engines for the GPU of this very machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from affectrt.cli import Command
+from affectrt.errors import AffectError, require
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the model, a .affect file")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "tf32"],
+        default="fp32",
+        help="how products of 32-bit numbers are computed: exactly, or faster from their leading 19 bits "
+        "(default: %(default)s). Whether numbers have 32, 16 or 8 bits is the bundle's: affectrt export",
+    )
+    parser.add_argument(
+        "--max-text", type=int, metavar="TOKENS", help="longest utterance (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--max-audio", type=float, metavar="SECONDS", help="longest window of sound (default: 20)"
+    )
+    parser.add_argument(
+        "--max-vision", type=int, metavar="FACES", help="most faces in a window (default: those of 20 s)"
+    )
+    parser.add_argument(
+        "--workspace", type=int, metavar="MIB", help="scratch memory per operator (default: what the GPU has)"
+    )
+    parser.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="engines that later versions of TensorRT read, too; larger, and they bring code",
+    )
+    parser.add_argument("--rebuild", action="store_true", help="build what is in the cache, too")
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.workspace is not None and not 1 <= args.workspace <= 1 << 20:
+        raise AffectError("cli.usage", f"--workspace: expected 1 to {1 << 20} MiB, got {args.workspace}")
+    from affectrt.bundle import Bundle
+    from affectrt_export.engine.profile import Limits
+
+    bundle = Bundle.open(args.bundle)
+    limits = Limits.of(bundle.manifest, text=args.max_text, audio_s=args.max_audio, vision=args.max_vision)
+    for library in ("tensorrt", "cuda.bindings.runtime", "rich.progress"):
+        require(library, "tensorrt")
+    from affectrt_export.engine.build import Options
+    from affectrt_export.engine.engines import bars, build_engines
+
+    options = Options(args.precision, args.workspace, args.version_compatible)
+    for built in build_engines(bundle, limits, options, rebuild=args.rebuild, show=bars):
+        took = "was there" if built.seconds is None else f"{built.seconds:.1f} s ({built.reason})"
+        print(f"{built.graph:<7} {built.bytes / 1e6:7.1f} MB  {took}")
+    print(f"in {built.path.parent}; compare them with the other backends: affectrt doctor {args.bundle}")
+    return 0
+
+
+COMMAND = Command(
+    summary="Build TensorRT engines of a bundle for the GPU of this machine.",
+    add_arguments=_add_arguments,
+    run=_run,
+    examples="""\
+Engines are kept in the user's cache folder. They run only with the bundle, GPU, driver and TensorRT that they
+were built with; after a change of any, this command builds them again. A timing cache beside them makes
+that faster. docs/tensorrt.md has more.
+
+examples:
+  affectrt build-engine mosi.affect
+  affectrt build-engine mosi.affect --max-text 64 --max-audio 10 --workspace 512     # a small Jetson
+  affectrt build-engine mosi.affect --precision tf32 --rebuild
+""",
+)

@@ -1,0 +1,372 @@
+"""Every call into TensorRT and ``cuda-python`` exists in their real bindings, without a GPU.
+
+The bindings are compiled against libraries that only a GPU machine has. Three empty ones let them load; types
+are read off what was loaded, and mypy holds our source to them: every name, member, argument and override.
+That proves the interface, not an engine: docs/tensorrt.md says what was never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "build" / "tests" / "bindings"
+ROOTS = ("sdk", "export", "kernels", "training")
+BINDINGS = ("tensorrt", "cuda")
+LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
+SYMBOLS = (
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getNvOnnxParserVersion",
+    "getPluginRegistry",
+    "initLibNvInferPlugins",
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """One pair of bindings that our source has to fit."""
+
+    tensorrt: str
+    """What pip is asked for."""
+    major: int
+    """Ending of the libraries' names."""
+    cuda: str
+    """What pip is asked for, beside it."""
+
+
+OLDEST = Release("tensorrt-cu12-bindings==10.3.0", 10, "cuda-bindings==12.8.0")
+NEWEST = Release("tensorrt-cu13-bindings>=11,<12", 11, "cuda-bindings>=13,<14")
+
+# In a process of its own: mypy's generator knows the signatures in pybind11's docstrings.
+GENERATE = """
+import sys
+from mypy.stubgen import main
+if __name__ == "__main__":
+    main(["--quiet", "--inspect-mode", "-o", sys.argv[1], "-m", sys.argv[2]])
+"""
+# Cython's functions have signatures that inspect can read; what they return, it can't know.
+DESCRIBE = """
+import importlib, inspect, sys
+print("from typing import Any, ClassVar")
+module = importlib.import_module(sys.argv[1])
+
+def parameters(function):
+    shown = []
+    for p in inspect.signature(function).parameters.values():
+        default = "" if p.default is p.empty else " = ..."
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        kind = "Any"
+        if isinstance(p.annotation, str) and isinstance(getattr(module, p.annotation, None), type):
+            kind = p.annotation
+        shown.append(f"{star}{p.name}: {kind}{default}")
+    return ", ".join(shown)
+
+for name, value in vars(module).items():
+    if getattr(value, "__module__", "").endswith(".tensorrt"):
+        continue  # of the compiled part
+    if name.startswith("_") and name != "__version__":
+        continue
+    if isinstance(value, type):
+        print(f"class {name}:")
+        print("    def __init__(self, *args: Any) -> None: ...")
+        members = getattr(value, "__members__", {})
+        for member in dir(value):
+            if member == "__int__":
+                print("    def __int__(self) -> int: ...")
+            elif member in members:
+                print(f"    {member}: ClassVar[{name}]")
+            elif member.isidentifier() and not member.startswith("_"):
+                print(f"    {member}: Any")
+    elif callable(value):
+        try:
+            print(f"def {name}({parameters(value)}) -> Any: ...")
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(value, (int, str)):
+        print(f"{name}: {type(value).__name__}")
+"""
+
+
+def run(code: str, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def unpacked(requirement: str) -> Path:
+    """A wheel's content, fetched once and kept in the build folder."""
+    folder = KEPT / re.sub(r"[^a-z0-9.]+", "-", requirement) / f"py{sys.version_info[0]}{sys.version_info[1]}"
+    if not (folder / "unpacked").is_dir():
+        fetched = subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+                *("--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        wheels = sorted(folder.glob("*.whl"))
+        if fetched.returncode or not wheels:
+            pytest.skip(f"pip can't fetch {requirement} here: {fetched.stderr.strip()[-200:]}")
+        with zipfile.ZipFile(wheels[-1]) as wheel:
+            wheel.extractall(folder / "partly")
+        (folder / "partly").rename(folder / "unpacked")
+    return folder / "unpacked"
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """Real bindings that load here, and their types."""
+
+    environment: dict[str, str]
+    """With which they load, TensorRT's as ``tensorrt_bindings``."""
+    stubs: Path
+    """Their types, for mypy."""
+
+
+def prepare(release: Release, folder: Path) -> Bindings:
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler: it makes empty libraries for the bindings to load")
+    wheels = [unpacked(requirement) for requirement in (release.tensorrt, release.cuda, "cuda-pathfinder")]
+    source = folder / "empty.c"
+    source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in SYMBOLS))
+    for library in LIBRARIES:
+        name = f"lib{library}.so.{release.major}"
+        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)]
+        subprocess.run(command, check=True)
+    environment = {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": os.pathsep.join(map(str, wheels))}
+
+    stubs = folder / "stubs"
+    script = folder / "generate.py"
+    script.write_text(GENERATE)
+    subprocess.run(
+        [sys.executable, str(script), str(stubs), "tensorrt_bindings.tensorrt"],
+        env={**os.environ, **environment},
+        check=True,
+    )
+    (stubs / "tensorrt_bindings").rename(stubs / "tensorrt")
+    module = stubs / "tensorrt" / "tensorrt.pyi"
+    text = module.read_text().replace("tensorrt_bindings", "tensorrt")
+    text = text.replace("\nbool: DataType\n", "\n")  # else all that returns a bool returned that
+    module.write_text(without_impossible_signatures(text))
+    python_part = run(DESCRIBE, "tensorrt_bindings", **environment)
+    (stubs / "tensorrt" / "__init__.pyi").write_text(f"from tensorrt.tensorrt import *\n{python_part}")
+    (stubs / "cuda" / "bindings").mkdir(parents=True)
+    for package in ("cuda", "cuda/bindings"):
+        (stubs / package / "__init__.pyi").touch()
+    (stubs / "cuda/bindings/runtime.pyi").write_text(run(DESCRIBE, "cuda.bindings.runtime", **environment))
+    return Bindings(environment, stubs)
+
+
+def without_impossible_signatures(text: str) -> str:
+    """C++ may have an argument without a default behind one with; who calls such a method, fails the test."""
+    lines = text.split("\n")
+    for _ in range(9):
+        try:
+            ast.parse("\n".join(lines))
+            break
+        except SyntaxError as error:
+            assert error.lineno is not None
+            del lines[error.lineno - 1]
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Release], Bindings]:
+    """Makes each release ready once."""
+    made: dict[Release, Bindings] = {}
+
+    def get(release: Release) -> Bindings:
+        if release not in made:
+            made[release] = prepare(release, tmp_path_factory.mktemp(f"trt{release.major}"))
+        return made[release]
+
+    return get
+
+
+def modules_that_call() -> list[Path]:
+    """Ours that import the bindings, found in the source."""
+    found = []
+    for root in ROOTS:
+        for path in sorted((ROOT / root).rglob("*.py")):
+            imported: set[str] = set()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    imported.add((node.module or "").split(".")[0])
+            if imported & set(BINDINGS):
+                found.append(path)
+    return found
+
+
+def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
+    """What mypy says of these files when it knows the bindings' types."""
+    config = folder / "mypy.ini"
+    # Our comments silence the errors of a machine without the bindings; none of those may hide one here.
+    config.write_text(
+        textwrap.dedent("""\
+        [mypy]
+        check_untyped_defs = True
+        disallow_any_unimported = False
+        explicit_package_bases = True
+        follow_imports = silent
+        ignore_missing_imports = False
+        show_column_numbers = False
+        [mypy-numpy.*]
+        follow_imports = skip
+        [mypy-rich.*]
+        follow_imports = skip
+        """)
+    )
+    search = [str(stubs), *(str(ROOT / root) for root in ROOTS)]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--config-file", str(config), "--no-error-summary"),
+            *("--cache-dir", str(folder / "cache"), *map(str, files)),
+        ],
+        env={**os.environ, "MYPYPATH": os.pathsep.join(search)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return [line for line in done.stdout.splitlines() if ": error:" in line]
+
+
+@pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=["oldest", "newest"])
+def test_every_call_exists(prepared: Callable[[Release], Bindings], release: Release, tmp_path: Path) -> None:
+    files = modules_that_call()
+    assert {path.relative_to(ROOT).as_posix() for path in files} >= {
+        "export/affectrt_export/engine/build.py",
+        "sdk/affectrt/backends/gpu.py",
+        "sdk/affectrt/backends/tensorrt.py",
+    }
+    assert type_errors(prepared(release).stubs, files, tmp_path) == []
+
+
+@dataclass(frozen=True)
+class Use:
+    """A name of the bindings in our source."""
+
+    path: Path
+    line: int
+    end: int
+    """Column behind the name, in bytes."""
+    name: str
+
+
+def uses(path: Path, vocabulary: set[str]) -> Iterator[Use]:
+    """Attributes whose names the bindings know; those in f-strings have no position before Python 3.12."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    in_text = {id(n) for f in ast.walk(tree) if isinstance(f, ast.JoinedStr) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in in_text and node.attr in vocabulary:
+            assert node.end_lineno is not None and node.end_col_offset is not None
+            yield Use(path, node.end_lineno, node.end_col_offset, node.attr)
+
+
+def misspelt(use: Use) -> str:
+    lines = use.path.read_bytes().split(b"\n")
+    line = lines[use.line - 1]
+    lines[use.line - 1] = line[: use.end] + b"_x" + line[use.end :]
+    return b"\n".join(lines).decode()
+
+
+def test_every_misspelling_is_found(prepared: Callable[[Release], Bindings], tmp_path: Path) -> None:
+    """Each use in turn, in a copy: the check above can't pass by not looking."""
+    stubs = prepared(NEWEST).stubs
+    text = "".join(path.read_text() for path in stubs.rglob("*.pyi"))
+    vocabulary = set(re.findall(r"^\s*(?:def|class) (\w+)", text, re.M)) | set(
+        re.findall(r"^\s*(\w+):", text, re.M)
+    )
+    # Names that numpy, the standard library and our own classes have, too: an error there proves nothing.
+    vocabulary -= {name for kind in (dict, list, str, bytes, int, Path) for name in dir(kind)}
+    vocabulary -= {"data", "dtype", "shape", "ndim", "size", "graph", "handle", "log", "reshape", "astype"}
+    found = [use for path in modules_that_call() for use in uses(path, vocabulary)]
+    assert len(found) > 60 and {"create_network", "execute_async_v3", "cudaGraphLaunch"} <= {
+        use.name for use in found
+    }
+    copies = []
+    for number, use in enumerate(found):
+        copies.append(tmp_path / f"copy_{number}.py")
+        copies[-1].write_text(misspelt(use), encoding="utf-8")
+    blamed = {error.split(":")[0] for error in type_errors(stubs, copies, tmp_path)}
+    missed = [use for use, copy in zip(found, copies, strict=True) if copy.name not in blamed]
+    assert missed == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("trt.OnnxParser(network, messages)", "trt.OnnxParser(messages, network)"),
+        ("trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20", "options.workspace_mb << 20"),
+        ("config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)", "config.set_flag(trt.DataType.FLOAT)"),
+        ("def step_complete(self, phase_name: str, step", "def step_complete(self, phase_name: int, step"),
+    ],
+)
+def test_wrong_arguments_are_found(
+    prepared: Callable[[Release], Bindings], tmp_path: Path, right: str, wrong: str
+) -> None:
+    source = (ROOT / "export/affectrt_export/engine/build.py").read_text(encoding="utf-8")
+    assert source.count(right) == 1
+    copy = tmp_path / "copy.py"
+    copy.write_text(source.replace(right, wrong), encoding="utf-8")
+    assert type_errors(prepared(NEWEST).stubs, [copy], tmp_path)
+
+
+@pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=["oldest", "newest"])
+def test_what_runs_without_a_gpu(prepared: Callable[[Release], Bindings], release: Release) -> None:
+    """TensorRT calls our classes back; asked for a GPU, the real driver bindings say that there is none."""
+    code = """
+import sys, tensorrt_bindings
+sys.modules["tensorrt"] = trt = tensorrt_bindings
+from affectrt.backends.gpu import find_gpu
+from affectrt.errors import AffectError
+from affectrt_export.engine.build import Messages, Progress
+from rich.progress import Progress as Bars
+
+messages = Messages()
+messages.log(trt.ILogger.Severity.WARNING, "not kept")
+messages.log(trt.ILogger.Severity.ERROR, "a\\nreason")
+assert messages.told() == "a reason", messages.errors
+progress = Progress(Bars(disable=True))
+progress.phase_start("phase", None, 2)
+assert progress.step_complete("phase", 0)
+progress.phase_finish("phase")
+try:
+    print(find_gpu())
+except AffectError as error:
+    print(error.code)
+assert "torch" not in sys.modules
+"""
+    bindings = prepared(release)
+    search = [bindings.environment["PYTHONPATH"], *(str(ROOT / root) for root in ROOTS)]
+    said = run(code, **{**bindings.environment, "PYTHONPATH": os.pathsep.join(search)})
+    assert said.startswith("gpu.missing") or "compute_capability" in said

@@ -1,0 +1,275 @@
+"""``affectrt build-engine`` and the backend ``tensorrt`` against a stand-in for NVIDIA's libraries.
+
+In the stand-in the GPU's memory is the host's and an engine is its ONNX graph, run by ONNX Runtime. It shows
+what is ours: cache, buffers, limits, recordings, threads. Whether the real libraries do as it does, no test
+here shows; tests/export/test_tensorrt_bindings.py holds our calls to their interface.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import affectrt
+from affectrt.affect import MODALITIES
+from affectrt.bundle import Bundle
+from affectrt.cli import main
+from affectrt.engines import Engine, EngineBuild
+from affectrt.errors import AffectError
+from affectrt.features.sequence import FeatureSequence
+
+if TYPE_CHECKING:
+    from tests.sdk.stand_in_tensorrt import TensorRt
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def trt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TensorRt]:
+    """A machine with the stand-in and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(ROOT))
+    stand_in = import_module("tests.sdk.stand_in_tensorrt")
+    cuda = stand_in.Cuda()
+    trt: TensorRt = stand_in.TensorRt(cuda)
+    bindings = ModuleType("cuda.bindings")
+    bindings.runtime = cuda  # type: ignore[attr-defined]
+    for name, module in (
+        ("tensorrt", trt),
+        ("cuda", ModuleType("cuda")),
+        ("cuda.bindings", bindings),
+        ("cuda.bindings.runtime", cuda),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    yield trt
+    # What imports tensorrt when it is imported must not outlive the stand-in.
+    for name in ("affectrt_export.engine.build", "affectrt_export.engine.engines"):
+        sys.modules.pop(name, None)
+
+
+def rows(bundle: Path, steps: int, seed: int = 0) -> dict[Any, FeatureSequence]:
+    manifest = Bundle.open(bundle).manifest
+    random = np.random.default_rng(seed)
+    return {
+        m: FeatureSequence(
+            m,
+            random.standard_normal((steps, manifest.dim(m))).astype(np.float32),
+            np.linspace(0.1, 3.0, steps),
+            "test",
+        )
+        for m in MODALITIES
+    }
+
+
+def error_of(call: Callable[[], object]) -> AffectError:
+    with pytest.raises(AffectError) as caught:
+        call()
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+def test_from_bundle_to_result(trt: TensorRt, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert affectrt.load(tiny_bundle).backend == "onnxruntime"
+    error = error_of(lambda: affectrt.load(tiny_bundle, device="cuda"))
+    assert error.code == "backend.unavailable" and "affectrt build-engine" in error.message
+    assert main(["build-engine", str(tiny_bundle), "--workspace", "64"]) == 0
+    assert capsys.readouterr().out.count("(none was built)") == 4
+    assert trt.configs[0].told == [("workspace", 64 << 20), ("clear", "tf32"), ("timings", b"")]
+    assert trt.configs[1].told[-1] == ("timings", b"learnt")
+
+    cpu = affectrt.load(tiny_bundle, device="cpu")
+    for device in ("auto", "cuda"):
+        model = affectrt.load(tiny_bundle, device=device)
+        assert (cpu.backend, model.backend) == ("onnxruntime", "tensorrt")
+        for _ in range(4):
+            sound = (np.sin(np.arange(32000) / 10).astype(np.float32), 16000)
+            for given in ({"text": "so happy"}, {"features": rows(tiny_bundle, 7)}, {"audio": sound}):
+                one, other = (each.predict(**given) for each in (cpu, model))  # type: ignore[arg-type]
+                assert one.sentiment == pytest.approx(other.sentiment, abs=1e-6)
+                assert one.present == other.present
+                assert one.contributions == pytest.approx(other.contributions)
+    assert trt.cuda.launched > 4
+    assert main(["doctor", str(tiny_bundle)]) == 0
+    assert "tensorrt, onnxruntime agree within" in capsys.readouterr().out
+
+
+def test_an_engine_is_built_once_and_again_when_asked(
+    trt: TensorRt, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(*options: str) -> str:
+        assert main(["build-engine", str(tiny_bundle), *options]) == 0
+        return capsys.readouterr().out
+
+    assert build().count("none was built") == 4
+    assert build().count("was there") == 4
+    assert build("--rebuild").count("asked for") == 4
+    assert build("--precision", "tf32").count("other options: precision fp32") == 4
+    told = build("--precision", "tf32", "--max-text", "5")
+    assert told.count("was there") == 2 and told.count("other shapes") == 2, "text and fusion"
+    trt.__version__ = "10.4.0"
+    assert build().count("was built for tensorrt '10.3.0', here is '10.4.0'") == 4
+    trt.cuda.gpu.name = b"Stand-in, 9000"
+    assert build().count("was built for gpu 'Stand-in 9000', here is 'Stand-in, 9000'") == 4
+
+
+def test_an_unfit_engine_is_passed_over_and_told(
+    trt: TensorRt, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build-engine", str(tiny_bundle)]) == 0
+    trt.__version__ = "10.2.0"
+    assert affectrt.load(tiny_bundle).backend == "onnxruntime"
+    error = error_of(lambda: affectrt.load(tiny_bundle, backend="tensorrt"))
+    assert error.code == "engine.missing" and "was built for tensorrt '10.3.0'" in error.message
+    capsys.readouterr()
+    assert main(["doctor", str(tiny_bundle)]) == 0
+    out = capsys.readouterr().out
+    assert "was built for tensorrt '10.3.0', here is '10.2.0'" in out
+    assert f"→ affectrt build-engine {tiny_bundle}" in out
+
+
+def test_what_a_graph_may_not_hold(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
+    from affectrt_export.engine.build import Options, build_engine
+
+    error = error_of(lambda: build_engine(tiny_members["text.onnx"], "m/x", {}, Options(), b"", None))
+    assert error.code == "engine.profile" and "got input_ids, attention_mask" in error.message
+    named = tiny_members["vision.onnx"].replace(b"vision", b"refuse")
+    error = error_of(lambda: build_engine(named, "m/x", {}, Options(), b"", None))
+    assert error.code == "engine.unsupported" and "'node_7' (MatMulInteger): not known" in error.message
+    assert "--precision fp16" in error.message
+
+
+def graph(trt: TensorRt, tiny_members: dict[str, bytes], most: int = 6) -> Any:
+    """The tiny bundle's text encoder as an engine of utterances up to ``most`` tokens."""
+    from affectrt.backends.tensorrt import EngineGraph
+
+    shapes = ((1, 1), (1, 2), (2, most))
+    profile = {"input_ids": shapes, "attention_mask": shapes}
+    data = json.dumps(profile).encode() + b"\n" + tiny_members["text.onnx"]
+    return EngineGraph(Engine(data, EngineBuild("fp32", False, profile)), name="tiny/text")
+
+
+def tokens(steps: int, batch: int = 1, first: int = 0) -> dict[str, Any]:
+    ids = np.arange(first, first + batch * steps, dtype=np.int64).reshape(batch, steps)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def test_recordings_answer_as_runs_do(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
+    """Shapes in any order, each with new values: what is replayed reads the new ones."""
+    engine = graph(trt, tiny_members, most=20)
+    session = onnxruntime.InferenceSession(tiny_members["text.onnx"], providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    for turn in range(120):
+        given = tokens(int(random.integers(1, 21)), int(random.integers(1, 3)), first=turn % 5)
+        (states,) = engine(**given)
+        np.testing.assert_array_equal(states, session.run(None, given)[0])
+        assert len(trt.cuda.alive) <= 8
+    assert trt.cuda.launched > 5
+
+
+def test_a_shape_is_recorded_when_it_comes_again(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
+    engine = graph(trt, tiny_members)
+    counts = []
+    for steps in (3, 3, 3, 4, 3, 4, 4):
+        engine(**tokens(steps))
+        counts.append((len(trt.cuda.alive), trt.cuda.launched))
+    assert counts == [(0, 0), (1, 0), (1, 1), (1, 1), (1, 2), (2, 2), (2, 3)]
+    del engine
+    assert trt.cuda.memory == {} and trt.cuda.alive == [], "all is freed with the graph"
+
+
+def test_an_engine_that_cannot_be_recorded_runs_all_the_same(
+    trt: TensorRt, tiny_members: dict[str, bytes]
+) -> None:
+    trt.cuda.records = False
+    engine = graph(trt, tiny_members)
+    first = engine(**tokens(3))[0]
+    for _ in range(4):
+        np.testing.assert_array_equal(engine(**tokens(3))[0], first)
+    assert trt.cuda.launched == 0 and trt.cuda.recording is None
+
+
+def test_threads_take_turns(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
+    engine = graph(trt, tiny_members)
+    cases = [tokens(steps, batch, first) for steps in (1, 3, 6) for batch in (1, 2) for first in (0, 4)]
+    expected = [engine(**case)[0] for case in cases]
+    with ThreadPoolExecutor(8) as pool:
+        for case, result in pool.map(lambda n: (n, engine(**cases[n % 12])[0]), range(96)):
+            np.testing.assert_array_equal(result, expected[case % 12])
+
+
+def test_a_result_outlives_the_next_run(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
+    engine = graph(trt, tiny_members)
+    (states,) = engine(**tokens(3))
+    kept = states.copy()
+    engine(**tokens(3, first=9))
+    np.testing.assert_array_equal(states, kept)
+
+
+def test_wrong_arrays_are_named(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
+    engine = graph(trt, tiny_members)
+    error = error_of(lambda: engine(input_ids=tokens(3)["input_ids"]))
+    assert error.code == "graph.signature" and "got input_ids" in error.message
+    error = error_of(lambda: engine(**{n: a.astype(np.int32) for n, a in tokens(3).items()}))
+    assert error.code == "graph.signature" and "expected int64" in error.message
+    for wrong in (tokens(7), tokens(2, batch=3)):
+        error = error_of(lambda wrong=wrong: engine(**wrong))  # type: ignore[misc]
+        assert error.code == "engine.limits" and "from [1, 1] to [2, 6]" in error.message
+        assert "--max-text" in error.message
+    error = error_of(lambda: engine.expect(["a"], ["states"]))
+    assert error.code == "graph.signature"
+
+
+def test_an_engine_that_tensorrt_refuses(trt: TensorRt) -> None:
+    from affectrt.backends.tensorrt import EngineGraph
+
+    error = error_of(lambda: EngineGraph(Engine(b"no", EngineBuild("fp32", False, {})), name="tiny/text"))
+    assert error.code == "engine.invalid" and "build it again" in error.message
+
+
+def test_a_gpu_that_fails_says_why(trt: TensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
+    from affectrt.backends.gpu import Stream, find_gpu
+
+    monkeypatch.setattr(trt.cuda, "cudaStreamCreateWithFlags", lambda flags: (2, None), raising=False)
+    error = error_of(Stream)
+    assert error.code == "gpu.failed" and "operation not permitted" in error.message
+    monkeypatch.setattr(trt.cuda, "cudaGetDeviceCount", lambda: (0, 0), raising=False)
+    assert error_of(find_gpu).code == "gpu.missing"
+    monkeypatch.setattr(trt.cuda, "cudaGetDeviceCount", lambda: (35, None), raising=False)
+    assert error_of(find_gpu).code == "gpu.missing"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--max-text", "2"], "--max-text: expected 3 to"),
+        (["--max-text", "100000"], "--max-text: expected 3 to"),
+        (["--max-audio", "0"], "--max-audio: expected 0.08 to 60 seconds, got 0"),
+        (["--max-audio", "nan"], "--max-audio"),
+        (["--max-vision", "0"], "--max-vision: expected 1 to 4096 faces, got 0"),
+        (["--workspace", "0"], "--workspace: expected 1 to"),
+        (["--precision", "int8"], "invalid choice: 'int8'"),
+    ],
+)
+def test_options_that_make_no_sense(
+    trt: TensorRt, tiny_bundle: Path, capsys: pytest.CaptureFixture[str], options: list[str], named: str
+) -> None:
+    assert main(["build-engine", str(tiny_bundle), *options]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_without_tensorrt(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert main(["build-engine", str(tiny_bundle)]) == 2
+    assert "[extra.missing]" in (err := capsys.readouterr().err) and "affectrt[tensorrt]" in err
