@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import affectrt
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.cli import main
 from affectrt.errors import AffectError
+from affectrt.features import text as features
 from affectrt.features.sequence import FeatureSequence
 from affectrt.manifest import RowsSpec, TextSpec
 from affectrt_export import graphs, run, task
@@ -43,11 +44,14 @@ SMALL: Mapping[str, Mapping[str, object]] = {
     "ghrnn-cma": {"model_dim": 8, "heads": 2, "hidden_dim": 8},
     "mulg": {"layers": 1, "gru_layers": 1},
     "mult": {"layers": 1, "self_layers": 1},
-    "cm-msf": {"model_dim": 16, "heads": 2, "transformer_heads": 2, "transformer_layers": 1, "cascade": 1},
+    "cm-msf": {
+        "model_dim": 16, "heads": 2, "transformer_heads": 2, "transformer_layers": 1, "cascade": 1,
+        "vision_encoders": "resnet",
+    },
     "bert-inception": {"model_dim": 8, "heads": 2, "text_layers": 1},
     "tfn": {"text_out_dim": 6, "audio_out_dim": 4, "vision_out_dim": 4, "fused_dim": 8},
     "mfn": {"attention_dim": 8, "gate_dim": 8, "memory_dim": 8},
-}
+}  # fmt: skip
 """Settings of systems whose defaults take long: tracing and rewriting a graph takes 15 ms a node."""
 ROUNDS = 4
 """Doublings of MFN's memory: enough for these lengths, and a third of the nodes."""
@@ -165,12 +169,12 @@ def by_pytorch(fitted: Fitted, rows: Mapping[Modality, FloatMatrix]) -> tuple[fl
 
 
 def test_the_same_run_gives_the_same_bytes_and_newer_opsets_work(
-    ghrnn: Path, plain: Path, tmp_path: Path
+    runs: Callable[[str], Path], plain: Path, tmp_path: Path
 ) -> None:
     for name in ("a.affect", "b.affect"):
         export_run(plain, tmp_path / name)
     assert (tmp_path / "a.affect").read_bytes() == (tmp_path / "b.affect").read_bytes()
-    newer = export_run(ghrnn, tmp_path / "new.affect", opset=graphs.NEWEST_OPSET).manifest
+    newer = export_run(runs("lf-lstm"), tmp_path / "new.affect", opset=graphs.NEWEST_OPSET).manifest
     assert newer.opset == graphs.NEWEST_OPSET
     proto = onnx.load_from_string(affectrt.load(tmp_path / "new.affect").bundle.read("fusion.onnx"))
     assert [entry.version for entry in proto.opset_import] == [graphs.NEWEST_OPSET]
@@ -209,14 +213,26 @@ def test_words_become_the_rows_of_training(
     fitted = trained(tmp_path / "run", "text-mean", made(rows=False), text={"encoder": str(bert), **text})
     manifest = export_run(tmp_path / "run", tmp_path / "x.affect").manifest
     assert manifest.text == TextSpec("text.onnx", "tokenizer.json", 16, 12, words_per_row)
-    model = affectrt.load(tmp_path / "x.affect")
+    model, tokenizer = affectrt.load(tmp_path / "x.affect"), str(bert / "tokenizer.json")
     for count in (1, 3, 4, 40):
         words = tuple((("i", "love", "the", "awfully", "great", "film") * 7)[:count])
         expected = predict(fitted, [Example("", {}, words)])
         answer = model.predict(text=" ".join(words))
+        if count < 10:
+            assert (
+                ids_on_the_device(model, words) == Tokenizer.from_file(tokenizer).encode(" ".join(words)).ids
+            )
         if words_per_row or count < 12:  # longer ones are windows, whose mean is told
             assert answer.sentiment == pytest.approx(float(expected.sentiment[0]), abs=2e-4)
             assert answer.present == {"text"}
+
+
+def ids_on_the_device(model: affectrt.Model, words: Sequence[str]) -> list[int]:
+    spec = model.manifest.text
+    assert isinstance(spec, TextSpec)
+    tokenizer = features.Tokenizer.from_json(model.bundle.read(spec.tokenizer), spec.max_tokens)
+    ids: list[int] = tokenizer.encode(features.words_of(" ".join(words), 0.0)).ids.tolist()
+    return ids
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +265,10 @@ def test_other_encoders_bring_their_tokenizer_and_positions(roberta: Path, tmp_p
     export_run(tmp_path / "run", tmp_path / "x.affect")
     model, fitted = affectrt.load(tmp_path / "x.affect"), load_run(tmp_path / "run")
     assert json.loads(model.bundle.read("tokenizer.json"))["pre_tokenizer"]["add_prefix_space"]
+    words = ("i", "love", "film,", "naïve", "ones")
+    # Within a sentence words have a space before them, the first one too.
+    whole = Tokenizer.from_file(str(roberta / "tokenizer.json")).encode(" " + " ".join(words))
+    assert ids_on_the_device(model, words) == whole.ids and len(whole.ids) > len(words) + 2
     expected = predict(fitted, [Example("", {}, ("i", "love", "film"))])
     assert model.predict(text="i love film").sentiment == pytest.approx(
         float(expected.sentiment[0]), abs=2e-4
@@ -257,7 +277,7 @@ def test_other_encoders_bring_their_tokenizer_and_positions(roberta: Path, tmp_p
 
 def test_what_the_data_never_had_is_refused_and_has_no_pattern(tmp_path: Path) -> None:
     dataset = made(modalities=("text", "vision"))
-    trained(tmp_path / "run", "lf-lstm", dataset)
+    trained(tmp_path / "run", "text-mean", dataset)
     manifest = export_run(tmp_path / "run", tmp_path / "x.affect").manifest
     assert manifest.audio is None and manifest.dim("audio") == 1
     assert set(manifest.calibration.temperature) == {"text+vision", "text", "vision", "none"}
@@ -292,12 +312,12 @@ def _message(call: Callable[[], object]) -> str:
     return caught.value.message
 
 
-def test_with_data_the_task_is_measured_and_told(ghrnn: Path, tmp_path: Path) -> None:
-    report = export_run(ghrnn, tmp_path / "x.affect", dataset=made(), licence="for tests")
+def test_with_data_the_task_is_measured_and_told(plain: Path, tmp_path: Path) -> None:
+    report = export_run(plain, tmp_path / "x.affect", dataset=made(), licence="for tests")
     gate = report.gate
     assert gate is not None and (gate.metric, gate.examples, gate.dataset) == ("mae", 12, "made valid")
     assert gate.after == pytest.approx(gate.before, abs=1e-4)
-    fitted = load_run(ghrnn)
+    fitted = load_run(plain)
     assert gate.before == pytest.approx(fitted.metrics["mae"], abs=1e-5)
     figures = {m.name: (m.value, m.dataset, m.modalities) for m in report.manifest.metrics}
     assert figures["mae"] == (fitted.metrics["mae"], "made valid", "text+audio+vision")
