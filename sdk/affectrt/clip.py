@@ -67,7 +67,7 @@ def read_clip(
     timeline = Timeline(encoders, window_s=LONGEST_WINDOW_S, keep_s=inf, face_hold_s=inf)
     if video is not None:
         replaced: set[Modality] = {*(features or {}), *(["audio"] if audio is not None else [])}
-        if reads := _of_video(encoders, replaced):
+        if reads := of_video(encoders, replaced):
             rate_hz = encoders.frame_rate_hz if "vision" in reads else None
             _read_media(timeline, video, audio="audio" in reads, video="vision" in reads, rate_hz=rate_hz)
     given: tuple[tuple[Modality, object], ...] = (("audio", audio), ("vision", image), ("text", text))
@@ -104,7 +104,7 @@ def read_clip(
     )
 
 
-def _of_video(encoders: Encoders, replaced: Collection[Modality]) -> list[Modality]:
+def of_video(encoders: Encoders, replaced: Collection[Modality] = ()) -> list[Modality]:
     """What of a video the model reads itself, but for what comes from elsewhere.
 
     Raises ``model.no_extractor`` when it lacks rows that only the application can make, and
