@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from affectrt.affect import Affect
-from affectrt.backends.choice import BACKENDS, DEVICES, obstacle
+from affectrt.backends.choice import DEVICES, known_backends, obstacle
 from affectrt.bundle import Bundle
 from affectrt.cli.finding import Finding
 from affectrt.engines import EngineCache
@@ -27,7 +27,7 @@ def check_bundle(path: Path, backend: str | None = None) -> Iterator[Finding]:
         yield _fault(subject, error)
         return
     results: dict[str, Affect] = {}
-    for name in BACKENDS if backend is None else (backend,):
+    for name in known_backends() if backend is None else (backend,):
         found = obstacle(name, bundle)
         if found is not None and backend is None:
             if name == "tensorrt" and EngineCache().holds(bundle.sha256):
