@@ -52,6 +52,7 @@ RULES = {
                 "numpy",
                 "onnxruntime",
                 "pocketsphinx",
+                "pynvml",
                 "rich",
                 "soxr",
                 "tensorrt",

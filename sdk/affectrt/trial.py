@@ -136,7 +136,8 @@ class ClipWindow:
                 f"{clip}: its first {LONGEST_WINDOW_S:g} s have no words, no voice and no face that the "
                 f"model could read; give another clip, or its --transcript",
             )
-        self.note = f"{clip.name}, decoded beforehand, at most its first {LONGEST_WINDOW_S:g} s: {present}"
+        times_s = [*(item.time_s for item in self._items), *(word.end_s for word in self._words)]
+        self.note = f"the first {max(times_s):.0f} s of {clip.name}, decoded beforehand: {present}"
 
     def run(self, timer: StageTimer) -> Affect:
         """As :class:`Trial`: the stages of :class:`~affectrt.timeline.Timeline`, then ``fusion``."""
