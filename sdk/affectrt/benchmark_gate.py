@@ -73,27 +73,32 @@ def check(
             if error.code.partition(".")[0] in _OF_INPUT:
                 raise
             refused.append(Refused(path, name, error.code, error.message))
-    if not workers:
-        return [], refused
-    reference = reference_of(workers)
+    reference = reference_of(workers) if workers else ""
     gaps = {name: difference(workers[reference].affect, worker.affect) for name, worker in workers.items()}
     agree = [name for name, gap in gaps.items() if gap <= tolerance(reference, name)]
     for name, gap in gaps.items():
-        if name not in agree or (len(agree) == 1 and len(gaps) > 1):
-            told = (
-                f"differs from {reference} by {gap:.2g}" if name != reference else "agrees with none of them"
-            )
-            message = (
-                f"{path}: of {', '.join(gaps)}, {name} {told} on the same input, expected at most "
-                f"{tolerance(reference, name):g}; wrong numbers have no speed: see 'affectrt doctor {path}'"
-            )
-            refused.append(Refused(path, name, "bench.disagrees", message))
+        if name in agree and (len(agree) > 1 or len(gaps) == 1):
+            continue
+        told = f"{name} differs from {reference} by {gap:.2g}"
+        if name == reference:
+            told = f"of {', '.join(gaps)}, none agrees with {name}"
+        message = (
+            f"{path}: {told} on the same input, expected at most {tolerance(reference, name):g}; wrong "
+            f"numbers have no speed: see 'affectrt doctor {path}'"
+        )
+        refused.append(Refused(path, name, "bench.disagrees", message))
     out = {one.backend for one in refused}
     right = [
-        Candidate(path, bundle, name, workers[name], *held)
+        Candidate(
+            path=path,
+            bundle=bundle,
+            backend=name,
+            worker=workers[name],
+            compared_with=None if name == reference else reference,
+            difference=None if name == reference else gaps[name],
+        )
         for name in names
         if name not in out
-        for held in [(None, None) if name == reference else (reference, gaps[name])]
     ]
     for name in set(workers) - {one.backend for one in right}:
         workers[name].close()
