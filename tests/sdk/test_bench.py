@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import select
+import subprocess
 import sys
 import wave
 from collections.abc import Callable
@@ -195,6 +198,40 @@ def test_a_clip_of_silence_is_refused(tiny_model: affectrt.Model, tmp_path: Path
     assert error.code == "bench.nothing_sensed"
 
 
+ONLY_NUMPY = """
+import sys
+
+class OnlyNumpy:
+    allowed = {*sys.stdlib_module_names, "numpy", "affectrt", "affectrt_kernels"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in self.allowed and not name.startswith("_"):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+sys.meta_path.insert(0, OnlyNumpy())
+"""
+
+
+def test_with_numpy_alone_fusion_is_measured(ghrnn_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ONLY_NUMPY)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import affectrt.cli as c; c.main()",
+            "bench",
+            str(ghrnn_bundle),
+            "--rounds=2",
+        ],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "made-up features stand for text, audio, vision" in done.stdout
+    assert re.search(r"^native +[\d.]+ ", done.stdout, re.M) and "onnxruntime  " not in done.stdout
+
+
 # --- What is written -------------------------------------------------------------------------------
 
 
@@ -242,6 +279,7 @@ def test_two_bundles_are_compared_on_their_clip(
 
     read = _Page((tmp_path / "b.html").read_text())
     assert read.links == [], "it needs nothing from elsewhere"
+    assert read.tags.count("title") == 2, "of the page and of the plot"
     assert "svg" in read.tags and "script" not in read.tags and "i" not in read.tags
     assert "Medians of the whole in milliseconds: a · onnxruntime " in read.alt
     assert "affectrt bench:" in read.words and "p95 ms" in read.words and "audio encoder" in read.words

@@ -23,6 +23,8 @@ from affectrt.errors import require
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which most people can tell apart; every row has its name beside it."""
 
+PLOT_TITLE = "Time of a window and of its stages, by candidate"
+
 MOST_DOTS = 400
 """Longer runs show this many of their rounds, evenly picked."""
 
@@ -116,7 +118,7 @@ def plot_svg(benchmark: Benchmark) -> str:
         for axes, (title, rows) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels, strict=True):
             _panel(axes, title, names, rows)
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": PLOT_TITLE})
     return out.getvalue()
 
 

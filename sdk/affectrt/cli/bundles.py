@@ -31,9 +31,9 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
         choices=known_backends(),
         help="what runs the model: tensorrt, the engines that 'affectrt build-engine' built here; native, "
         "the C++ that comes with affectrt, which knows fusion of the family ghrnn-cma; onnxruntime, which "
-        "runs any model on the CPU but takes affectrt[cpu] and for fusion several times as long; the others "
-        "are ONNX Runtime on a GPU (default: the first of tensorrt, native and onnxruntime that can; "
-        "'affectrt info BUNDLE' tells)",
+        "runs any model on the CPU but takes affectrt[cpu] and for fusion several times as long; torch, "
+        "PyTorch on a workstation; the others are ONNX Runtime on a GPU (default: the first of tensorrt, "
+        "native and onnxruntime that can; 'affectrt info BUNDLE' tells)",
     )
 
 
