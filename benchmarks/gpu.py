@@ -8,7 +8,9 @@ Everything of ours must first agree with float64; if anything does not, nothing 
 is 1. Contenders take turns; what is reported is the median time of one call with its quartiles, once launched
 call by call and once replayed as a CUDA graph, and how that compares with ours. Two floors stand beside them:
 a graph with one empty kernel, and for the recurrence a kernel that does nothing but pass the state twice a
-step through shared memory, as every one must whose state is shared between threads.
+step through shared memory, as every one must whose state is shared between threads. The backend ``torch`` is
+timed as a whole, too, from arrays on the host to results on the host: eager, with our operators, as a CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("benchmarks.gpu needs an NVIDIA GPU that PyTorch can use: none is here", file=sys.stderr)
         return 2
-    from benchmarks.cases import gpu
+    from benchmarks.cases import backend, gpu
 
     wrong: dict[tuple[str, str, str], float] = {}
     for case in gpu.cases():
@@ -118,6 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours = [key for key in wrong if key[2] == "affectrt"]
     if ours:
         print("Numbers are wrong, so no speed is reported:", *ours, sep="\n", file=sys.stderr)
+        return 1
+
+    backends = []
+    try:
+        for part in backend.measure("cuda", args.rounds):
+            backends.append(part._asdict())
+            print(f"{'backend torch':<28} {part.shape:<32} {part.contender:<39}", end="")
+            print(f"{part.us:10.1f} µs ({part.us_low:.1f}–{part.us_high:.1f}) {part.ratio:8.2f}×", flush=True)
+    except ValueError as error:
+        print(f"Numbers are wrong, so no speed is reported: {error}", file=sys.stderr)
         return 1
 
     empty = capture(gpu.exchange(0, 64))
@@ -145,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "empty_graph_us": floor,
         "results": lines,
+        "backend": backends,
     }
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"gpu-{properties.name.lower().replace(' ', '-')}.json"

@@ -82,3 +82,19 @@ def test_an_unknown_operator_is_refused(
         benchmarks["kernels"].main(["--only", "ghrnn,lstm"])
     assert stopped.value.code == 2
     assert "expected some of ghrnn,pairwise_attention,fusion,tick, got lstm" in capsys.readouterr().err
+
+
+def test_the_torch_backend_is_timed_on_the_processor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager, Triton and CUDA graph are for a GPU; what this machine has is measured the same way."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    backend = import_module("benchmarks.cases.backend")
+    monkeypatch.setattr(backend, "CALLS_PER_ROUND", 1)
+    lines = list(backend.measure("cpu", rounds=3))
+    assert [line.contender for line in lines] == ["eager (reference operators)", "our operators"] * 2
+    for line in lines:
+        assert 0.0 < line.us_low <= line.us <= line.us_high
+        assert line.difference < 1e-5
+    assert [line.ratio for line in lines[::2]] == [1.0, 1.0]
+    monkeypatch.setattr(backend, "TOLERANCE", 0.0)
+    with pytest.raises(ValueError, match="on cpu differs from float64: eager"):
+        list(backend.measure("cpu", rounds=1))

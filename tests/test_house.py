@@ -52,6 +52,7 @@ RULES = {
                 "numpy",
                 "onnxruntime",
                 "pocketsphinx",
+                "pynvml",
                 "rich",
                 "soxr",
                 "tensorrt",
@@ -203,6 +204,7 @@ def test_a_source_root_holds_one_package_and_no_loose_modules() -> None:
 def test_the_commands_of_the_project_are_installed() -> None:
     assert {
         "analyze",
+        "bench",
         "build-engine",
         "compare",
         "describe",

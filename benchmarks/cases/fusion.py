@@ -124,7 +124,7 @@ def _case(model: GhrnnCma, graph: bytes, subsets: npt.NDArray[np.bool_], threads
 
     def with_operators(of: Operators) -> Callable[[], list[Array]]:
         def run() -> list[Array]:
-            with _operators(of):
+            with operators(of):
                 return eagerly()
 
         return run
@@ -155,7 +155,7 @@ def _case(model: GhrnnCma, graph: bytes, subsets: npt.NDArray[np.bool_], threads
 
 
 @contextmanager
-def _operators(of: Operators) -> Iterator[None]:
+def operators(of: Operators) -> Iterator[None]:
     """Within it, GHRNN-CMA is computed with these operators instead of ours."""
     kept = {name: vars(CALLERS[name])[name] for name in of}
     try:

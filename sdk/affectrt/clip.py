@@ -69,7 +69,7 @@ def read_clip(
         replaced: set[Modality] = set(features or {})
         if audio is not None:
             replaced.add("audio")
-        if reads := _of_video(encoders, replaced):
+        if reads := of_video(encoders, replaced):
             rate_hz = encoders.frame_rate_hz if "vision" in reads else None
             _read_media(timeline, video, audio="audio" in reads, video="vision" in reads, rate_hz=rate_hz)
     given: tuple[tuple[Modality, object], ...] = (("audio", audio), ("vision", image), ("text", text))
@@ -106,7 +106,7 @@ def read_clip(
     )
 
 
-def _of_video(encoders: Encoders, replaced: Collection[Modality]) -> list[Modality]:
+def of_video(encoders: Encoders, replaced: Collection[Modality] = ()) -> list[Modality]:
     """What of a video the model reads itself, but for what comes from elsewhere.
 
     Raises ``model.no_extractor`` when it lacks rows that only the application can make, and

@@ -51,8 +51,9 @@ def load(
 
     ``device``: ``"cpu"``, ``"cuda"`` or ``"auto"``, which takes the GPU once ``affectrt build-engine`` has
     built its engines here. Who asks for a GPU gets it or an error with the reason. ``backend`` names one of
-    :data:`affectrt.backends.choice.BACKENDS` instead of the first of its device that can. ``threads`` per
-    graph run, None for one per core; native uses one.
+    :func:`affectrt.backends.choice.known_backends` instead of the first of its device that can; ``torch``,
+    which comes with the extra ``train``, only runs when it is named. ``threads`` per graph run, None for one
+    per core; native uses one.
 
     The encoders of text, sound and faces take the extras ``cpu`` and ``media``. Those that can be are loaded
     here, so that a broken bundle fails at once and the first result waits for nothing; the others raise
@@ -81,7 +82,7 @@ class Model:
         """Use :func:`load`."""
         self._bundle = bundle
         self._backend = choose_backend(bundle, backend, device)
-        self._fusion = load_fusion(bundle, self._backend, threads)
+        self._fusion = load_fusion(bundle, self._backend, threads, device)
         self._encoders = Encoders(bundle, backend=self._backend, threads=threads)
 
     def __repr__(self) -> str:
@@ -99,7 +100,7 @@ class Model:
 
     @property
     def backend(self) -> str:
-        """What runs the model, one of :data:`affectrt.backends.choice.BACKENDS`."""
+        """What runs the model, one of :func:`affectrt.backends.choice.known_backends`."""
         return self._backend
 
     @property

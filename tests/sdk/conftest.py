@@ -19,7 +19,8 @@ from affectrt.affect import MODALITIES
 from affectrt.cli.equations import random_weights
 from affectrt.manifest import Manifest
 
-HEADS = 3
+SHAPE = {"heads": 3, "model_dim": 12, "hidden_dim": 10, "fused_dim": 9}
+"""Of ``random_weights``, with heads that divide it."""
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,7 @@ def make_ghrnn(
         members: dict[str, bytes] | None = None,
         **config: Any,
     ) -> Path:
-        manifest = replace(tiny_manifest, family="ghrnn-cma", config={"heads": HEADS, **config})
+        manifest = replace(tiny_manifest, family="ghrnn-cma", config={**SHAPE, **config})
         data = save(ghrnn_weights if weights is None else weights)
         return make_bundle(manifest, {tiny_manifest.fusion.weights: data, **(members or {})})
 

@@ -217,7 +217,7 @@ def test_doctor_and_info_tell_what_runs_a_bundle(
     assert main(["doctor", "--backend", "cuda"]) == 2
     assert "invalid choice: 'cuda'" in capsys.readouterr().err
     assert main(["info", str(ghrnn_bundle)]) == 0
-    assert "backend  native, onnxruntime\n" in capsys.readouterr().out
+    assert "backend  native, onnxruntime, torch\n" in capsys.readouterr().out
     assert main(["info", str(tiny_bundle)]) == 0
     out = capsys.readouterr().out
     assert "backend  onnxruntime; not native: model tiny: the backend native knows the" in out

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from affectrt.affect import Modality
 from affectrt.backends import Graph
+from affectrt.backends.declared import declared, find_backend
 from affectrt.backends.native import check_native
 from affectrt.backends.onnx_runtime import CPU, OnnxFusion, check_provider, member_graph
 from affectrt.engines import EngineCache
@@ -25,7 +26,7 @@ PROVIDERS: Mapping[str, str] = {
 """Backend → what ONNX Runtime calls it."""
 
 BACKENDS = ("tensorrt", "native", *PROVIDERS)
-"""All that can be named."""
+"""Those of this package; other packages :mod:`declare <affectrt.backends.declared>` more."""
 
 DEVICES: Mapping[str, tuple[str, ...]] = {
     "auto": ("tensorrt", "native", "onnxruntime"),
@@ -38,12 +39,17 @@ DEVICES: Mapping[str, tuple[str, ...]] = {
 ``tensorrt`` is taken once its engines were built here."""
 
 
+def known_backends() -> tuple[str, ...]:
+    """All that can be named."""
+    return (*BACKENDS, *(name for name in declared() if name not in BACKENDS))
+
+
 def obstacle(backend: str, bundle: Bundle) -> AffectError | None:
     """Why a backend can't run a bundle here; None: as far as can be told without starting it, it can.
 
     ``backend.unknown``; ``backend.unsupported`` when it doesn't know such models, ``backend.missing`` without
     the C++ extension, ``extra.missing`` without a library, ``backend.unavailable`` when ONNX Runtime was
-    built without it, ``engine.missing`` and ``gpu.missing`` from TensorRT.
+    built without it, ``engine.missing`` and ``gpu.missing`` from TensorRT; what a declared backend raises.
     """
     try:
         if backend == "native":
@@ -52,9 +58,12 @@ def obstacle(backend: str, bundle: Bundle) -> AffectError | None:
             _check_engines(bundle)
         elif backend in PROVIDERS:
             check_provider(PROVIDERS[backend])
+        elif (other := find_backend(backend)) is not None:
+            other.check(bundle)
         else:
             raise AffectError(
-                "backend.unknown", f"backend: expected one of {', '.join(BACKENDS)} or None, got '{backend}'"
+                "backend.unknown",
+                f"backend: expected one of {', '.join(known_backends())} or None, got '{backend}'",
             )
     except AffectError as error:
         return error
@@ -74,11 +83,12 @@ def choose_backend(bundle: Bundle, named: str | None = None, device: str = "auto
         found = obstacle(named, bundle)
         if found is not None:
             raise found
-        runs_on = "cpu" if named in DEVICES["cpu"] else "cuda"
-        if device not in ("auto", runs_on):
+        runs_on = _devices(named)
+        if device not in ("auto", *runs_on):
             raise AffectError(
                 "backend.device",
-                f"device: expected {runs_on}, which the backend {named} uses, got '{device}'; leave out one",
+                f"device: expected {' or '.join(runs_on)}, which the backend {named} uses, got '{device}'; "
+                f"leave out one",
             )
         return named
     obstacles = []
@@ -93,8 +103,8 @@ def choose_backend(bundle: Bundle, named: str | None = None, device: str = "auto
     raise obstacles[-1]  # ONNX Runtime, which knows every model
 
 
-def load_fusion(bundle: Bundle, backend: str, threads: int | None) -> Fusion:
-    """The bundle's fusion model, ready to run.
+def load_fusion(bundle: Bundle, backend: str, threads: int | None, device: str = "auto") -> Fusion:
+    """The bundle's fusion model, ready to run; ``device`` matters to backends that know more than one.
 
     Raises ``bundle.weights`` and ``bundle.manifest`` from the native backend, ``graph.invalid``,
     ``graph.signature`` and ``engine.invalid`` from the others, when the model isn't what the manifest
@@ -110,6 +120,8 @@ def load_fusion(bundle: Bundle, backend: str, threads: int | None) -> Fusion:
 
         engine = member_engine(bundle, "fusion", FUSION_INPUTS, FUSION_OUTPUTS)
         return GraphFusion(engine, bundle.manifest)
+    if backend not in PROVIDERS and (other := find_backend(backend)) is not None:
+        return other.load(bundle, device, threads)
     return OnnxFusion(bundle, threads=threads, provider=PROVIDERS[backend])
 
 
@@ -124,6 +136,14 @@ def load_encoder(
     member = bundle.manifest.graphs[modality]
     provider = PROVIDERS.get(backend, CPU)
     return member_graph(bundle, member, inputs, ["states"], threads=threads, provider=provider)
+
+
+def _devices(backend: str) -> tuple[str, ...]:
+    """Where a backend runs."""
+    if backend in BACKENDS:
+        return ("cpu",) if backend in DEVICES["cpu"] else ("cuda",)
+    other = find_backend(backend)
+    return () if other is None else other.devices
 
 
 def _check_engines(bundle: Bundle) -> None:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from affectrt.backends.choice import BACKENDS
+from affectrt.backends.choice import known_backends
 from affectrt.errors import AffectError
 
 BUNDLE_VARIABLE = "AFFECTRT_BUNDLE"
@@ -28,12 +28,12 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
     """Give a command that loads a bundle ``--backend``, for :func:`affectrt.load`."""
     parser.add_argument(
         "--backend",
-        choices=BACKENDS,
+        choices=known_backends(),
         help="what runs the model: tensorrt, the engines that 'affectrt build-engine' built here; native, "
         "the C++ that comes with affectrt, which knows fusion of the family ghrnn-cma; onnxruntime, which "
-        "runs any model on the CPU but takes affectrt[cpu] and for fusion several times as long; the others "
-        "are ONNX Runtime on a GPU (default: the first of tensorrt, native and onnxruntime that can; "
-        "'affectrt info BUNDLE' tells)",
+        "runs any model on the CPU but takes affectrt[cpu] and for fusion several times as long; torch, "
+        "PyTorch on a workstation; the others are ONNX Runtime on a GPU (default: the first of tensorrt, "
+        "native and onnxruntime that can; 'affectrt info BUNDLE' tells)",
     )
 
 

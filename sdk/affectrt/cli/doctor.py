@@ -28,6 +28,7 @@ from affectrt.cli.doctor_gpu import check_gpu
 from affectrt.cli.equations import ghrnn_cma, random_weights
 from affectrt.cli.finding import Finding, foreign_architecture, remedy
 from affectrt.errors import AffectError
+from affectrt.machine import machine
 
 DEVICE_EXTRAS = ("cpu", "gpu", "media", "tensorrt", "plot", "asr")
 """Their libraries are imported to see whether they run; the workstation's are only looked up, for speed."""
@@ -52,22 +53,6 @@ def diagnose(bundle: Path | None, backend: str | None = None) -> Iterator[Findin
     yield from check_gpu()
     if bundle is not None:
         yield from check_bundle(bundle, backend)
-
-
-def machine() -> str:
-    """Processor, cores this process may use, system."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores for this process, {platform.system()} {platform.machine()}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model"):
-                return value.strip()
-    return platform.processor() or "unknown processor"
 
 
 def check_native() -> Finding:

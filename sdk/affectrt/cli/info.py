@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from affectrt.backends.choice import BACKENDS, DEVICES, obstacle
+from affectrt.backends.choice import DEVICES, known_backends, obstacle
 from affectrt.cli import Command
 from affectrt.manifest import AudioSpec, RowsSpec, TextSpec, VisionSpec
 
@@ -84,7 +84,7 @@ def _features(spec: TextSpec | AudioSpec | VisionSpec | RowsSpec | None) -> str:
 
 def _backends(bundle: Bundle) -> list[str]:
     """What runs the model here, the default first, then what doesn't and why; GPUs only where they can."""
-    obstacles = {backend: obstacle(backend, bundle) for backend in BACKENDS}
+    obstacles = {backend: obstacle(backend, bundle) for backend in known_backends()}
     obstacles = {b: found for b, found in obstacles.items() if found is None or b in DEVICES["cpu"]}
     able = [backend for backend, found in obstacles.items() if found is None]
     told = [", ".join(able) or "none can run it here"]

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from time import monotonic
@@ -82,10 +83,10 @@ def _unwritable(path: Path, error: OSError) -> AffectError:
 def progress(label: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
     """Yields a function to call with how much of ``total`` is done.
 
-    On a terminal a bar on stderr that goes away when done; else a line on stderr now and then, and none for
-    short work. ``total`` may be None when it isn't known.
+    On a terminal a bar on stderr that goes away when done; else, and where rich isn't installed, a line on
+    stderr now and then, and none for short work. ``total`` may be None when it isn't known.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or find_spec("rich") is None:
         yield _Lines(label, total, unit)
         return
     rich: Any = require("rich.progress", "media")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from affectrt.cli.doctor import machine
+from affectrt.machine import machine
 from affectrt.profiling import StageTimer
 
 LOADING = "load model"
