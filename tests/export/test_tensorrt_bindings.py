@@ -81,6 +81,8 @@ def parameters(function):
 for name, value in vars(module).items():
     if getattr(value, "__module__", "").endswith(".tensorrt"):
         continue  # of the compiled part
+    if getattr(value, "__module__", "") == "typing":
+        continue
     if name.startswith("_") and name != "__version__":
         continue
     if isinstance(value, type):
@@ -238,8 +240,8 @@ def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
         follow_imports = silent
         ignore_missing_imports = False
         show_column_numbers = False
-        [mypy-numpy.*]
-        follow_imports = skip
+        [mypy-tensorrt.*,cuda.*]
+        ignore_errors = True
         [mypy-rich.*]
         follow_imports = skip
         """)
@@ -256,8 +258,9 @@ def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
         text=True,
         check=False,
     )
-    assert done.returncode in (0, 1), done.stderr
-    return [line for line in done.stdout.splitlines() if ": error:" in line]
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert done.returncode == bool(errors), done.stdout + done.stderr
+    return errors
 
 
 @pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=["oldest", "newest"])
@@ -336,7 +339,7 @@ def test_wrong_arguments_are_found(
 ) -> None:
     source = (ROOT / "export/affectrt_export/engine/build.py").read_text(encoding="utf-8")
     assert source.count(right) == 1
-    copy = tmp_path / "copy.py"
+    copy = tmp_path / "changed.py"
     copy.write_text(source.replace(right, wrong), encoding="utf-8")
     assert type_errors(prepared(NEWEST).stubs, [copy], tmp_path)
 

@@ -30,13 +30,13 @@ class Cuda(ModuleType):
     def __init__(self) -> None:
         super().__init__("cuda.bindings.runtime")
         self.memory: dict[int, Any] = {}
-        self.recording: list[Callable[[], None]] | None = None
+        self.recording: list[Callable[[], object]] | None = None
         self.alive: list[Any] = []
         self.launched = 0
         self.records = True
         self.gpu = SimpleNamespace(name=b"Stand-in 9000\0\0", major=8, minor=7)
 
-    def queue(self, work: Callable[[], None]) -> None:
+    def queue(self, work: Callable[[], object]) -> None:
         if self.recording is None:
             work()
         else:
@@ -71,7 +71,7 @@ class Cuda(ModuleType):
     cudaFreeHost = cudaFree
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        self.queue(lambda: ctypes.memmove(to, source, size) and None)
+        self.queue(lambda: ctypes.memmove(to, source, size))
         return (0,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
@@ -165,12 +165,12 @@ class StandInEngine:
         self.profile = json.loads(header)
         self.cuda = cuda
         self.session = onnxruntime.InferenceSession(self.model, providers=["CPUExecutionProvider"])
-        self.inputs = {node.name: DTYPES[node.type] for node in self.session.get_inputs()}
-        self.outputs = [node.name for node in self.session.get_outputs()]
+        self.inputs: dict[str, Any] = {node.name: DTYPES[node.type] for node in self.session.get_inputs()}
+        self.outputs: list[str] = [node.name for node in self.session.get_outputs()]
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
 
     def get_tensor_name(self, index: int) -> str:
-        return [*self.inputs, *self.outputs][index]
+        return (*self.inputs, *self.outputs)[index]
 
     def get_tensor_mode(self, name: str) -> int:
         return 1 if name in self.inputs else 2
@@ -274,7 +274,7 @@ class TensorRt(ModuleType):
     BuilderFlag = SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="compatible")
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     OnnxParser = StandInParser
-    Dims = staticmethod(list)
+    Dims: Any = list
     nptype = staticmethod(lambda dtype: dtype)
 
     def __init__(self, cuda: Cuda) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -11,10 +11,9 @@ from typing import Any
 
 from affectrt.backends.tensorrt import engine_key
 from affectrt.bundle import Bundle
-from affectrt.engines import TIMING_BUILD, Engine, EngineBuild, EngineCache
+from affectrt.engines import TIMING_BUILD, Engine, EngineBuild, EngineCache, Profile
 from affectrt.errors import require
 from affectrt_export.engine.build import Options, Progress, build_engine
-from affectrt_export.engine.profile import Limits, profiles
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,21 @@ class Built:
 
 
 def build_engines(
-    bundle: Bundle, limits: Limits, options: Options, *, rebuild: bool, show: Callable[[str], Any]
+    bundle: Bundle,
+    shapes: Mapping[str, Profile],
+    options: Options,
+    *,
+    rebuild: bool,
+    show: Callable[[str], AbstractContextManager[Progress | None]],
 ) -> Iterator[Built]:
     """Build what isn't in the cache, or all of it, one graph after the other.
 
-    ``show``: called with what is being built, gives a context with what shows the progress, or None.
+    ``shapes``: as :func:`affectrt_export.engine.profile.profiles` gives them. ``show``: called with what is
+    being built, gives a context with what shows the progress, or None.
 
     Raises ``gpu.missing``, ``engine.cache`` and as :func:`build_engine`; what was built before stays.
     """
-    cache, shapes = EngineCache(), profiles(bundle.manifest, limits)
+    cache = EngineCache()
     for graph, member in bundle.manifest.graphs.items():
         key = engine_key(bundle, graph)
         build = EngineBuild(options.precision, options.version_compatible, shapes[graph])

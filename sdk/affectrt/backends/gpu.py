@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 Bytes = npt.NDArray[np.uint8]
+_Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,12 @@ class Stream:
         # Not the default stream: that one can't be captured.
         flags = cudart.cudaStreamNonBlocking
         (self._stream,) = _checked("create a stream", cudart.cudaStreamCreateWithFlags(flags))
-        self._device: list[int] = []
-        self._pinned: list[int] = []
-        self._replays: list[Any] = []
-        self._finalizer = weakref.finalize(
-            self, _release, self._stream, self._device, self._pinned, self._replays
-        )
+        self._buffers: list[_Call] = []
+        self._recordings: dict[int, _Call] = {}
+        # Calls, not names: when the interpreter ends, modules may be gone before the last stream.
+        wait = partial(cudart.cudaStreamSynchronize, self._stream)
+        destroy = partial(cudart.cudaStreamDestroy, self._stream)
+        weakref.finalize(self, _release, wait, self._recordings, self._buffers, destroy)
 
     @property
     def handle(self) -> int:
@@ -96,7 +99,7 @@ class Stream:
 
         what = f"allocate {size} bytes on the GPU"
         (address,) = _checked(what, cudart.cudaMalloc(max(size, 1)))
-        self._device.append(int(address))
+        self._buffers.append(partial(cudart.cudaFree, address))
         return int(address)
 
     def pinned_buffer(self, size: int) -> Bytes:
@@ -105,7 +108,7 @@ class Stream:
 
         what = f"allocate {size} pinned bytes"
         (address,) = _checked(what, cudart.cudaMallocHost(max(size, 1)))
-        self._pinned.append(int(address))
+        self._buffers.append(partial(cudart.cudaFreeHost, address))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(address)))
 
     def copy_in(self, device: int, host: Bytes, size: int) -> None:
@@ -149,7 +152,7 @@ class Stream:
             (replay,) = _checked("prepare what was recorded", cudart.cudaGraphInstantiate(graph, 0))
         finally:
             cudart.cudaGraphDestroy(graph)
-        self._replays.append(replay)
+        self._recordings[id(replay)] = partial(cudart.cudaGraphExecDestroy, replay)
         return replay
 
     def replay(self, replay: Any) -> None:
@@ -160,10 +163,7 @@ class Stream:
 
     def forget(self, replay: Any) -> None:
         """Free a recording."""
-        from cuda.bindings import runtime as cudart
-
-        self._replays.remove(replay)
-        cudart.cudaGraphExecDestroy(replay)
+        self._recordings.pop(id(replay))()
 
 
 def _cudart() -> ModuleType:
@@ -185,14 +185,6 @@ def _checked(what: str, result: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _release(stream: Any, device: list[int], pinned: list[int], replays: list[Any]) -> None:
-    from cuda.bindings import runtime as cudart
-
-    cudart.cudaStreamSynchronize(stream)
-    for replay in replays:
-        cudart.cudaGraphExecDestroy(replay)
-    for address in device:
-        cudart.cudaFree(address)
-    for address in pinned:
-        cudart.cudaFreeHost(address)
-    cudart.cudaStreamDestroy(stream)
+def _release(wait: _Call, recordings: dict[int, _Call], buffers: list[_Call], destroy: _Call) -> None:
+    for call in (wait, *recordings.values(), *buffers, destroy):
+        call()
