@@ -17,6 +17,7 @@ import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -228,7 +229,7 @@ def modules_that_call() -> list[Path]:
 
 
 def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
-    """What mypy says of these files when it knows the bindings' types."""
+    """What mypy says of these files when it knows the bindings' types: ``path:line: error: …``."""
     config = folder / "mypy.ini"
     # Our comments silence the errors of a machine without the bindings; none of those may hide one here.
     config.write_text(
@@ -250,7 +251,7 @@ def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--config-file", str(config), "--no-error-summary"),
-            *("--cache-dir", str(folder / "cache"), *map(str, files)),
+            *("--cache-dir", str(stubs.parent / "cache"), *map(str, files)),
         ],
         env={**os.environ, "MYPYPATH": os.pathsep.join(search)},
         cwd=folder,
@@ -279,9 +280,11 @@ class Use:
     """A name of the bindings in our source."""
 
     path: Path
+    function: str
     line: int
-    end: int
-    """Column behind the name, in bytes."""
+    """Where the expression begins, which is what mypy tells."""
+    end: tuple[int, int]
+    """Line and column behind the name, in bytes."""
     name: str
 
 
@@ -289,21 +292,38 @@ def uses(path: Path, vocabulary: set[str]) -> Iterator[Use]:
     """Attributes whose names the bindings know; those in f-strings have no position before Python 3.12."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     in_text = {id(n) for f in ast.walk(tree) if isinstance(f, ast.JoinedStr) for n in ast.walk(f)}
+    # Functions in functions come later and win.
+    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+    owner = {id(n): f"{f.name}:{f.lineno}" for f in functions for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and id(node) not in in_text and node.attr in vocabulary:
             assert node.end_lineno is not None and node.end_col_offset is not None
-            yield Use(path, node.end_lineno, node.end_col_offset, node.attr)
+            end = (node.end_lineno, node.end_col_offset)
+            yield Use(path, owner.get(id(node), ""), node.lineno, end, node.attr)
 
 
-def misspelt(use: Use) -> str:
-    lines = use.path.read_bytes().split(b"\n")
-    line = lines[use.line - 1]
-    lines[use.line - 1] = line[: use.end] + b"_x" + line[use.end :]
+def copies(found: list[Use]) -> Iterator[list[Use]]:
+    """Uses that may be misspelt in one copy: of each function one, so that no error hides another."""
+    queues: dict[tuple[Path, str], list[Use]] = {}
+    for use in found:
+        queues.setdefault((use.path, use.function), []).append(use)
+    for path in dict.fromkeys(use.path for use in found):
+        of_path = [queue for (owner, _), queue in queues.items() if owner == path]
+        for together in zip_longest(*of_path):
+            yield [use for use in together if use is not None]
+
+
+def misspelt(together: list[Use]) -> str:
+    lines = together[0].path.read_bytes().split(b"\n")
+    for use in together:
+        row, column = use.end
+        line = lines[row - 1]
+        lines[row - 1] = line[:column] + b"_x" + line[column:]
     return b"\n".join(lines).decode()
 
 
 def test_every_misspelling_is_found(prepared: Callable[[Release], Bindings], tmp_path: Path) -> None:
-    """Each use in turn, in a copy: the check above can't pass by not looking."""
+    """The check above can't pass by not looking."""
     stubs = prepared(NEWEST).stubs
     text = "".join(path.read_text() for path in stubs.rglob("*.pyi"))
     vocabulary = set(re.findall(r"^\s*(?:def|class) (\w+)", text, re.M)) | set(
@@ -316,32 +336,36 @@ def test_every_misspelling_is_found(prepared: Callable[[Release], Bindings], tmp
     assert len(found) > 60 and {"create_network", "execute_async_v3", "cudaGraphLaunch"} <= {
         use.name for use in found
     }
-    copies = []
-    for number, use in enumerate(found):
-        copies.append(tmp_path / f"copy_{number}.py")
-        copies[-1].write_text(misspelt(use), encoding="utf-8")
-    blamed = {error.split(":")[0] for error in type_errors(stubs, copies, tmp_path)}
-    missed = [use for use, copy in zip(found, copies, strict=True) if copy.name not in blamed]
-    assert missed == []
+    expected: dict[tuple[str, int], Use] = {}
+    changed = []
+    for number, together in enumerate(copies(found)):
+        changed.append(tmp_path / f"copy_{number}.py")
+        changed[-1].write_text(misspelt(together), encoding="utf-8")
+        expected |= {(changed[-1].name, use.line): use for use in together}
+    blamed = {
+        (name, int(line)) for name, line, *_ in (e.split(":") for e in type_errors(stubs, changed, tmp_path))
+    }
+    assert [use for place, use in expected.items() if place not in blamed] == []
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("trt.OnnxParser(network, messages)", "trt.OnnxParser(messages, network)"),
-        ("trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20", "options.workspace_mb << 20"),
-        ("config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)", "config.set_flag(trt.DataType.FLOAT)"),
-        ("def step_complete(self, phase_name: str, step", "def step_complete(self, phase_name: int, step"),
-    ],
-)
-def test_wrong_arguments_are_found(
-    prepared: Callable[[Release], Bindings], tmp_path: Path, right: str, wrong: str
-) -> None:
+WRONG_ARGUMENTS = {
+    "trt.OnnxParser(network, messages)": "trt.OnnxParser(messages, network)",
+    "trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20": "options.workspace_mb << 20",
+    "config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)": "config.set_flag(trt.DataType.FLOAT)",
+    "def step_complete(self, phase_name: str, step": "def step_complete(self, phase_name: int, step",
+    "config.progress_monitor = progress": "config.progress_monitor = messages",
+}
+
+
+def test_wrong_arguments_are_found(prepared: Callable[[Release], Bindings], tmp_path: Path) -> None:
     source = (ROOT / "export/affectrt_export/engine/build.py").read_text(encoding="utf-8")
-    assert source.count(right) == 1
-    copy = tmp_path / "changed.py"
-    copy.write_text(source.replace(right, wrong), encoding="utf-8")
-    assert type_errors(prepared(NEWEST).stubs, [copy], tmp_path)
+    changed = []
+    for number, (right, wrong) in enumerate(WRONG_ARGUMENTS.items()):
+        assert source.count(right) == 1
+        changed.append(tmp_path / f"changed_{number}.py")
+        changed[-1].write_text(source.replace(right, wrong), encoding="utf-8")
+    blamed = {error.split(":")[0] for error in type_errors(prepared(NEWEST).stubs, changed, tmp_path)}
+    assert blamed == {path.name for path in changed}
 
 
 @pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=["oldest", "newest"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from affectrt.affect import EMOTIONS, Affect, Modality
-from affectrt.backends.choice import BACKENDS, DEVICES, obstacle
+from affectrt.backends.choice import BACKENDS, DEVICES, choose_backend, obstacle
 from affectrt.bundle import Bundle
 from affectrt.cli.finding import Finding
 from affectrt.engines import EngineCache
@@ -51,6 +52,14 @@ def check_bundle(path: Path, backend: str | None = None) -> Iterator[Finding]:
             yield _fault(subject, error)
     if len(results) > 1:
         yield compare(subject, results)
+    if backend is None and results:
+        choice = choose_backend(bundle, start=partial(_check_ran, results))
+        yield Finding("ok", subject, f"without a name, {choice.backend} runs it: {choice.reason}")
+
+
+def _check_ran(results: Mapping[str, Affect], backend: str) -> None:
+    if backend not in results:
+        raise AffectError("backend.unavailable", "it doesn't run, as told above")
 
 
 def compare(subject: str, results: dict[str, Affect]) -> Finding:

@@ -7,8 +7,9 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from affectrt.backends.choice import BACKENDS, DEVICES, obstacle
+from affectrt.backends.choice import BACKENDS, choose_backend, obstacle
 from affectrt.cli import Command
+from affectrt.errors import AffectError
 from affectrt.manifest import AudioSpec, RowsSpec, TextSpec, VisionSpec
 
 if TYPE_CHECKING:
@@ -83,12 +84,14 @@ def _features(spec: TextSpec | AudioSpec | VisionSpec | RowsSpec | None) -> str:
 
 
 def _backends(bundle: Bundle) -> list[str]:
-    """What runs the model here, the default first, then what doesn't and why; GPUs only where they can."""
-    obstacles = {backend: obstacle(backend, bundle) for backend in BACKENDS}
-    obstacles = {b: found for b, found in obstacles.items() if found is None or b in DEVICES["cpu"]}
-    able = [backend for backend, found in obstacles.items() if found is None]
-    told = [", ".join(able) or "none can run it here"]
-    told += [f"not {backend}: {found.message}" for backend, found in obstacles.items() if found is not None]
+    """What would run the model here and why, and what else could."""
+    able = [backend for backend in BACKENDS if obstacle(backend, bundle) is None]
+    try:
+        choice = choose_backend(bundle)
+        others = [backend for backend in able if backend != choice.backend]
+        told = [f"{choice.backend}, {choice.reason}", *([f"also {', '.join(others)}"] if others else [])]
+    except AffectError as error:
+        told = [f"none can run it here: {error.message}"]
     return wrap("; ".join(told), 80, initial_indent="backend  ", subsequent_indent=" " * 9)
 
 
