@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +23,13 @@ import pytest
 
 import affectrt
 from affectrt.affect import MODALITIES
-from affectrt.bundle import Bundle
+from affectrt.backends.tensorrt import engine_key
+from affectrt.bundle import Bundle, write_bundle
 from affectrt.cli import main
-from affectrt.engines import Engine, EngineBuild
+from affectrt.engines import Engine, EngineBuild, EngineCache
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
+from affectrt.manifest import Manifest, RowsSpec, TextSpec
 
 if TYPE_CHECKING:
     from tests.sdk.stand_in_tensorrt import TensorRt
@@ -135,6 +138,80 @@ def test_an_unfit_engine_is_passed_over_and_told(
     out = capsys.readouterr().out
     assert "was built for tensorrt '10.3.0', here is '10.2.0'" in out
     assert f"→ affectrt build-engine {tiny_bundle}" in out
+
+
+def test_who_does_not_start_is_passed_over_and_told(trt: TensorRt, tiny_bundle: Path) -> None:
+    """An engine that is whole and right, and that TensorRT doesn't take all the same."""
+    assert main(["build-engine", str(tiny_bundle)]) == 0
+    bundle, cache = Bundle.open(tiny_bundle), EngineCache()
+    for graph in ("fusion", "text"):
+        key = engine_key(bundle, graph)
+        found = cache.find(key)
+        assert isinstance(found, Engine)
+        cache.store(key, found.build, b"no engine")
+        model = affectrt.load(tiny_bundle)
+        assert model.backend == "onnxruntime"
+        assert f"; not tensorrt: tiny/{graph}: TensorRT could not read this engine" in model.backend_reason
+        error = error_of(lambda: affectrt.load(tiny_bundle, backend="tensorrt"))
+        assert error.code == "engine.invalid"
+        error = error_of(lambda: affectrt.load(tiny_bundle, device="cuda"))
+        assert error.code == "backend.unavailable" and f"tiny/{graph}" in error.message
+        cache.store(key, found.build, found.data)
+    assert affectrt.load(tiny_bundle).backend == "tensorrt"
+
+
+def test_a_gpu_that_fails_is_no_reason_to_go_on_without(
+    trt: TensorRt, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["build-engine", str(tiny_bundle)]) == 0
+    monkeypatch.setattr(trt.cuda, "cudaMalloc", lambda size: (2, None))
+    for asked in ({"backend": "tensorrt"}, {"device": "cuda"}):
+        error = error_of(lambda asked=asked: affectrt.load(tiny_bundle, **asked))  # type: ignore[misc]
+        assert "could not allocate" in error.message and "operation not permitted" in error.message
+    model = affectrt.load(tiny_bundle)
+    assert model.backend == "onnxruntime" and "could not allocate" in model.backend_reason
+
+
+def test_rows_of_the_application_and_of_words(
+    trt: TensorRt,
+    tiny_manifest: Manifest,
+    tiny_members: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert isinstance(tiny_manifest.text, TextSpec)
+    manifest = replace(
+        tiny_manifest,
+        text=replace(tiny_manifest.text, words_per_row=2),
+        audio=RowsSpec(tiny_manifest.dim("audio")),
+        vision=RowsSpec(tiny_manifest.dim("vision")),
+        fusion=replace(tiny_manifest.fusion, weights=None),
+    )
+    path = tmp_path / "rows.affect"
+    kept = ("text.onnx", "tokenizer.json", "fusion.onnx")
+    write_bundle(path, manifest, {name: tiny_members[name] for name in kept})
+    assert main(["build-engine", str(path), "--max-text", "100", "--max-audio", "30"]) == 0
+    built = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert built == ["text", "fusion"]
+    cpu, gpu = (affectrt.load(path, device=device) for device in ("cpu", "cuda"))
+    given = rows(path, 30)
+    text = "it was a great film and i am so happy " * 9  # several passages of the encoder
+    one, other = (m.predict(text=text, features={"audio": given["audio"]}) for m in (cpu, gpu))
+    assert one.sentiment == pytest.approx(other.sentiment, abs=1e-6)
+    assert one.present == other.present == {"text", "audio"}
+    error = error_of(lambda: gpu.predict(features={"audio": rows(path, 31)["audio"]}))
+    assert error.code == "engine.limits" and "--max-audio" in error.message
+
+
+def test_doctor_knows_a_driver_that_is_too_old(
+    trt: TensorRt, install: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("tensorrt-cu13", "tensorrt")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "Stand-in 9000, compute capability 8.7, driver for CUDA 12.6" in out
+    assert "is made for CUDA 13, the driver knows CUDA up to 12.6" in out
+    assert "→ update the driver, or install what is made for CUDA 12" in out
 
 
 def test_what_a_graph_may_not_hold(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
