@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from affectrt.backends.choice import BACKENDS, choose_backend, obstacle
+from affectrt.backends.choice import BACKENDS, DEVICES, choose_backend, obstacle
 from affectrt.cli import Command
 from affectrt.errors import AffectError
 from affectrt.manifest import AudioSpec, RowsSpec, TextSpec, VisionSpec
@@ -84,14 +84,20 @@ def _features(spec: TextSpec | AudioSpec | VisionSpec | RowsSpec | None) -> str:
 
 
 def _backends(bundle: Bundle) -> list[str]:
-    """What would run the model here and why, and what else could."""
-    able = [backend for backend in BACKENDS if obstacle(backend, bundle) is None]
+    """What would run the model here and why, what else could, and what of the default can't."""
+    obstacles = {backend: obstacle(backend, bundle) for backend in BACKENDS}
+    wanted = DEVICES["auto"]
     try:
         choice = choose_backend(bundle)
-        others = [backend for backend in able if backend != choice.backend]
-        told = [f"{choice.backend}, {choice.reason}", *([f"also {', '.join(others)}"] if others else [])]
-    except AffectError as error:
-        told = [f"none can run it here: {error.message}"]
+    except AffectError:
+        told = ["none can run it here"]
+        after = wanted
+    else:
+        told = [f"{choice.backend}, {choice.reason}"]
+        others = [b for b, found in obstacles.items() if found is None and b != choice.backend]
+        told += [f"also {', '.join(others)}"] if others else []
+        after = wanted[wanted.index(choice.backend) + 1 :]
+    told += [f"not {b}: {found.message}" for b in after if (found := obstacles[b]) is not None]
     return wrap("; ".join(told), 80, initial_indent="backend  ", subsequent_indent=" " * 9)
 
 
