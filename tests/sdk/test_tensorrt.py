@@ -203,13 +203,21 @@ def test_rows_of_the_application_and_of_words(
     assert error.code == "engine.limits" and "--max-audio" in error.message
 
 
+@pytest.mark.parametrize("answers", [True, False])
 def test_doctor_knows_a_driver_that_is_too_old(
-    trt: TensorRt, install: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+    trt: TensorRt,
+    install: Callable[[str, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: bool,
 ) -> None:
     install("tensorrt-cu13", "tensorrt")
+    if not answers:  # CUDA of a version that the driver doesn't know
+        monkeypatch.setattr(trt.cuda, "cudaGetDeviceCount", lambda: (35, None))
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "Stand-in 9000, compute capability 8.7, driver for CUDA 12.6" in out
+    assert ("Stand-in 9000, compute capability 8.7, driver for CUDA 12.6" in out) == answers
+    assert ("could not count the GPUs" in out) != answers
     assert "is made for CUDA 13, the driver knows CUDA up to 12.6" in out
     assert "→ update the driver, or install what is made for CUDA 12" in out
 
@@ -323,6 +331,10 @@ def test_a_gpu_that_fails_says_why(trt: TensorRt, monkeypatch: pytest.MonkeyPatc
     assert error_of(find_gpu).code == "gpu.missing"
     monkeypatch.setattr(trt.cuda, "cudaGetDeviceCount", lambda: (35, None), raising=False)
     assert error_of(find_gpu).code == "gpu.missing"
+    for said in ((0, 0), (999, None)):
+        monkeypatch.setattr(trt.cuda, "cudaDriverGetVersion", lambda said=said: said)
+        error = error_of(find_gpu)
+        assert error.code == "gpu.missing" and "install the driver" in error.message
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Gpu:
 
 def find_gpu() -> Gpu:
     """Ask the driver. Raises ``extra.missing`` without ``cuda-python``, ``gpu.missing`` without a GPU."""
-    _cudart()
+    cuda = driver_cuda()
     from cuda.bindings import runtime as cudart
 
     try:
@@ -43,24 +43,41 @@ def find_gpu() -> Gpu:
         if not count:
             raise AffectError("gpu.missing", "GPU: the driver sees none; check the card and nvidia-smi")
         (described,) = _checked("describe the GPU", cudart.cudaGetDeviceProperties(0))
-        properties: cudart.cudaDeviceProp = described
-        (version,) = _checked("ask the driver's version", cudart.cudaDriverGetVersion())
-    except RuntimeError as error:  # cuda-python finds no libcuda.so
-        raise AffectError(
-            "gpu.missing",
-            f"GPU: no NVIDIA driver answers ({error}); install the driver, and in a container pass the GPU "
-            f"on (--gpus all, or --runtime nvidia on a Jetson)",
-        ) from error
     except AffectError as error:
         if error.code != "gpu.failed":
             raise
         raise AffectError("gpu.missing", error.message) from error
+    properties: cudart.cudaDeviceProp = described
     name: bytes = properties.name
     return Gpu(
         name=name.split(b"\0")[0].decode("utf-8", "replace"),
         compute_capability=f"{properties.major}.{properties.minor}",
-        cuda=f"{version // 1000}.{version % 1000 // 10}",
+        cuda=cuda,
     )
+
+
+def driver_cuda() -> str:
+    """The newest CUDA that the driver knows, ``13.0``; it tells even one that is too old for our libraries.
+
+    Raises ``extra.missing`` without ``cuda-python``, ``gpu.missing`` without a driver.
+    """
+    _cudart()
+    from cuda.bindings import runtime as cudart
+
+    version, reason = 0, "there is none"
+    try:
+        (version,) = _checked("ask the driver's version", cudart.cudaDriverGetVersion())
+    except RuntimeError as error:  # cuda-python finds no libcuda.so
+        reason = str(error)
+    except AffectError as error:
+        reason = error.message
+    if not version:
+        raise AffectError(
+            "gpu.missing",
+            f"GPU: no NVIDIA driver answers ({reason}); install the driver, and in a container pass the GPU "
+            f"on (--gpus all, or --runtime nvidia on a Jetson)",
+        )
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 class Stream:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 
 from affectrt.backends.choice import PROVIDERS
-from affectrt.backends.gpu import find_gpu
+from affectrt.backends.gpu import driver_cuda, find_gpu
 from affectrt.backends.onnx_runtime import CPU, OnnxGraph
 from affectrt.cli.finding import Finding
 from affectrt.errors import AffectError
@@ -29,18 +29,21 @@ _IDENTITY = (
 
 
 def check_gpu() -> Iterator[Finding]:
-    """The GPU, when something that wants one is installed."""
+    """The GPU, when something that wants one is installed, and what is made for a newer driver."""
+    driver = ""
     try:
+        driver = driver_cuda()
         gpu = find_gpu()
     except AffectError as error:
         if error.code != "extra.missing":
             yield Finding("FAULT", "GPU", error.message, "mend what the message names; the CPU works without")
-        return
-    yield Finding(
-        "ok", "GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.cuda}"
-    )
+        if not driver:
+            return
+    else:
+        capability = f"compute capability {gpu.compute_capability}"
+        yield Finding("ok", "GPU", f"{gpu.name}, {capability}, driver for CUDA {driver}")
     installed = [(d.metadata["Name"], d.version) for d in metadata.distributions()]
-    yield from mismatches(installed, gpu.cuda)
+    yield from mismatches(installed, driver)
 
 
 def check_providers(*, gpu: bool) -> Iterator[Finding]:
