@@ -53,7 +53,12 @@ class Release:
 
 
 OLDEST = Release("tensorrt-cu12-bindings==10.3.0", 10, "cuda-bindings==12.8.0")
+WITH_PLUGINS = Release("tensorrt-cu12-bindings==10.9.0.34", 10, "cuda-bindings==12.8.0")
+"""The oldest whose Python plugins can be compiled ahead of time."""
 NEWEST = Release("tensorrt-cu13-bindings>=11,<12", 11, "cuda-bindings>=13,<14")
+RELEASES = pytest.mark.parametrize(
+    "release", [OLDEST, WITH_PLUGINS, NEWEST], ids=["oldest", "with-plugins", "newest"]
+)
 
 # In a process of its own: mypy's generator knows the signatures in pybind11's docstrings.
 GENERATE = """
@@ -62,10 +67,13 @@ from mypy.stubgen import main
 if __name__ == "__main__":
     main(["--quiet", "--inspect-mode", "-o", sys.argv[1], "-m", sys.argv[2]])
 """
-# Cython's functions have signatures that inspect can read; what they return, it can't know.
+# Signatures of Cython and of Python; what they return, inspect can't know.
 DESCRIBE = """
 import importlib, inspect, sys
 print("from typing import Any, ClassVar")
+if sys.argv[1].startswith("tensorrt."):
+    import tensorrt_bindings
+    sys.modules["tensorrt"] = tensorrt_bindings
 module = importlib.import_module(sys.argv[1])
 
 def parameters(function):
@@ -90,9 +98,12 @@ for name, value in vars(module).items():
         print(f"class {name}:")
         print("    def __init__(self, *args: Any) -> None: ...")
         members = getattr(value, "__members__", {})
-        for member in dir(value):
+        own = vars(value()) if value.__name__ == "KernelLaunchParams" else ()  # which has them from birth
+        for member in (*dir(value), *own):
             if member == "__int__":
                 print("    def __int__(self) -> int: ...")
+            elif member == "__setitem__":
+                print("    def __setitem__(self, index: Any, value: Any) -> None: ...")
             elif member in members:
                 print(f"    {member}: ClassVar[{name}]")
             elif member.isidentifier() and not member.startswith("_"):
@@ -179,11 +190,20 @@ def prepare(release: Release, folder: Path) -> Bindings:
     module.write_text(without_impossible_signatures(text))
     python_part = run(DESCRIBE, "tensorrt_bindings", **environment)
     (stubs / "tensorrt" / "__init__.pyi").write_text(f"from tensorrt.tensorrt import *\n{python_part}")
+    if has_plugins(wheels[0]):
+        described = run(DESCRIBE, "tensorrt.plugin", **environment).splitlines()
+        # TensorRT logs to the same stream.
+        described = [line for line in described if "[TRT]" not in line]
+        (stubs / "tensorrt" / "plugin.pyi").write_text("\n".join(described))
     (stubs / "cuda" / "bindings").mkdir(parents=True)
     for package in ("cuda", "cuda/bindings"):
         (stubs / package / "__init__.pyi").touch()
     (stubs / "cuda/bindings/runtime.pyi").write_text(run(DESCRIBE, "cuda.bindings.runtime", **environment))
     return Bindings(environment, stubs)
+
+
+def has_plugins(bindings: Path) -> bool:
+    return (bindings / "tensorrt_bindings" / "plugin").is_dir()
 
 
 def without_impossible_signatures(text: str) -> str:
@@ -264,15 +284,19 @@ def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
     return errors
 
 
-@pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=["oldest", "newest"])
+@RELEASES
 def test_every_call_exists(prepared: Callable[[Release], Bindings], release: Release, tmp_path: Path) -> None:
     files = modules_that_call()
     assert {path.relative_to(ROOT).as_posix() for path in files} >= {
         "export/affectrt_export/engine/build.py",
+        "export/affectrt_export/engine/plugin.py",
         "sdk/affectrt/backends/gpu.py",
         "sdk/affectrt/backends/tensorrt.py",
     }
-    assert type_errors(prepared(release).stubs, files, tmp_path) == []
+    stubs = prepared(release).stubs
+    if not (stubs / "tensorrt" / "plugin.pyi").is_file():
+        files.remove(ROOT / "export/affectrt_export/engine/plugin.py")
+    assert type_errors(stubs, files, tmp_path) == []
 
 
 @dataclass(frozen=True)
@@ -333,7 +357,7 @@ def test_every_misspelling_is_found(prepared: Callable[[Release], Bindings], tmp
     vocabulary -= {name for kind in (dict, list, str, bytes, int, Path) for name in dir(kind)}
     vocabulary -= {"data", "dtype", "shape", "ndim", "size", "graph", "handle", "log", "reshape", "astype"}
     found = [use for path in modules_that_call() for use in uses(path, vocabulary)]
-    assert len(found) > 60 and {"create_network", "execute_async_v3", "cudaGraphLaunch"} <= {
+    assert len(found) > 60 and {"create_network", "execute_async_v3", "cudaGraphLaunch", "aot_impl"} <= {
         use.name for use in found
     }
     expected: dict[tuple[str, int], Use] = {}
@@ -368,7 +392,7 @@ def test_wrong_arguments_are_found(prepared: Callable[[Release], Bindings], tmp_
     assert blamed == {path.name for path in changed}
 
 
-@pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=["oldest", "newest"])
+@RELEASES
 def test_what_runs_without_a_gpu(prepared: Callable[[Release], Bindings], release: Release) -> None:
     """TensorRT calls our classes back; asked for a GPU, the real driver bindings say that there is none."""
     code = """
@@ -397,3 +421,71 @@ assert "torch" not in sys.modules
     search = [bindings.environment["PYTHONPATH"], *(str(ROOT / root) for root in ROOTS)]
     said = run(code, **{**bindings.environment, "PYTHONPATH": os.pathsep.join(search)})
     assert said.startswith("gpu.missing") or "compute_capability" in said
+
+
+@pytest.mark.parametrize("release", [WITH_PLUGINS, NEWEST], ids=["with-plugins", "newest"])
+def test_a_plugin_is_registered_and_launched_as_its_kernel_wants(
+    prepared: Callable[[Release], Bindings], release: Release
+) -> None:
+    """TensorRT's own Python takes our functions; its registry and shapes, which are C++, are stand-ins."""
+    code = """
+import sys, tensorrt_bindings
+sys.modules["tensorrt"] = trt = tensorrt_bindings
+
+class Registry:
+    creators = {}
+    def register_creator(self, creator, namespace):
+        self.creators[creator.name, namespace] = creator
+        return True
+    def get_creator(self, name, version, namespace):
+        return self.creators[name, namespace]
+
+trt.get_plugin_registry = Registry
+import tensorrt.plugin as trtp
+from tensorrt.plugin._lib import QDP_REGISTRY
+from tensorrt.plugin._tensor import SymIntExpr
+from affectrt_export.engine.kernels import ARGUMENTS, Kernel
+from affectrt_export.engine.plugin import register
+
+kernel = Kernel(8, "entry", "ptx", 64, 128)
+register(kernel)
+register(kernel)
+try:
+    register(Kernel(8, "entry", "other", 64, 128))
+    raise SystemExit("took two kernels of one name")
+except RuntimeError:
+    pass
+defined = QDP_REGISTRY["affectrt::" + kernel.operator]
+pointers = [name for name, kind in ARGUMENTS.items() if kind.startswith("*")]
+assert defined.input_tensor_names == pointers[:4] and defined.num_outputs == len(pointers[4:])
+none, unknown = trt.PluginFieldCollection([]), trt.QuickPluginCreationRequest.UNKNOWN
+creator = Registry.creators[kernel.operator, "affectrt"]
+plugin = creator.create_plugin(kernel.operator, "affectrt", none, trt.TensorRTPhase.BUILD, unknown)
+assert isinstance(plugin, trt.IPluginV3QuickAOTBuild)
+real, whole = trt.DataType.FLOAT, trt.DataType.INT64
+assert plugin.get_output_data_types([real, real, whole, real], [3, 2, 1, 2]) == [real, real]
+
+class Shapes:
+    constant = staticmethod(int)
+
+SymIntExpr._exprBuilder = Shapes
+def tensor(*shape):
+    return trtp.TensorDesc(trtp.ShapeExprs.from_tuple(tuple(trtp.ShapeExpr(size) for size in shape)), real)
+
+inputs = tensor(3, 7, 16), tensor(16, 8), tensor(3), tensor(3, 8)
+outputs = defined.register_func(*inputs)
+shapes = [[size._expr for size in out.shape_expr] for out in outputs]
+assert shapes == [[3, 7, 8], [3, 8]], shapes
+entry, ptx, launch, integers = defined.aot_impl_func(*inputs, outputs, None)
+assert (entry, ptx) == ("entry", "ptx")
+grid = [launch.grid_x, launch.grid_y, launch.grid_z, launch.block_x, launch.block_y, launch.shared_mem]
+assert [size._expr for size in grid] == [3, 1, 1, 64, 1, 128]
+assert all(isinstance(size, trtp.SymInt32) for size in integers)
+named = dict(zip([name for name, kind in ARGUMENTS.items() if kind == "i32"], integers))
+assert {name: size._expr for name, size in named.items()} == {"batch": 3, "steps": 7}
+print("done")
+"""
+    bindings = prepared(release)
+    search = [bindings.environment["PYTHONPATH"], *(str(ROOT / root) for root in ROOTS)]
+    said = run(code, **{**bindings.environment, "PYTHONPATH": os.pathsep.join(search)})
+    assert said.endswith("done\n")

@@ -44,6 +44,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="engines that later versions of TensorRT read, too; larger, and they bring code",
     )
+    parser.add_argument(
+        "--kernels",
+        type=Path,
+        metavar="DIR",
+        help="run the fusion model's recurrence as the kernel that 'python -m affectrt_kernels.aot' compiled "
+        "into DIR, instead of TensorRT's loop (TensorRT 10.9 or later, models ghrnn-cma; needs onnx)",
+    )
     parser.add_argument("--rebuild", action="store_true", help="build what is in the cache, too")
 
 
@@ -55,16 +62,21 @@ def _run(args: argparse.Namespace) -> int:
 
     bundle = Bundle.open(args.bundle)
     most: dict[Modality, float | None] = {
-        "text": args.max_text, "audio": args.max_audio, "vision": args.max_vision,
+        "text": args.max_text,
+        "audio": args.max_audio,
+        "vision": args.max_vision,
     }
     shapes = profiles(bundle.manifest, most)
     for library in ("tensorrt", "cuda.bindings.runtime", "rich.progress"):
         require(library, "tensorrt")
+    from affectrt.backends.gpu import find_gpu
     from affectrt_export.engine.build import Options
     from affectrt_export.engine.engines import bars, build_engines
+    from affectrt_export.engine.kernels import read_kernels
 
+    kernels = {} if args.kernels is None else read_kernels(args.kernels, find_gpu().compute_capability)
     options = Options(args.precision, args.workspace, args.version_compatible)
-    for built in build_engines(bundle, shapes, options, rebuild=args.rebuild, show=bars):
+    for built in build_engines(bundle, shapes, options, kernels, rebuild=args.rebuild, show=bars):
         took = "was there" if built.seconds is None else f"{built.seconds:.1f} s ({built.reason})"
         print(f"{built.graph:<7} {built.bytes / 1e6:7.1f} MB  {took}")
     print(f"in {built.path.parent}; compare them with the other backends: affectrt doctor {args.bundle}")
@@ -84,5 +96,6 @@ examples:
   affectrt build-engine mosi.affect
   affectrt build-engine mosi.affect --max-text 64 --max-audio 10 --workspace 512     # a small Jetson
   affectrt build-engine mosi.affect --precision tf32 --rebuild
+  affectrt build-engine mosi.affect --kernels build/orin
 """,
 )
