@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -30,6 +31,7 @@ from affectrt.engines import Engine, EngineBuild, EngineCache
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.manifest import Manifest, RowsSpec, TextSpec
+from affectrt_export.engine.kernels import ARGUMENTS
 
 if TYPE_CHECKING:
     from tests.sdk.stand_in_tensorrt import TensorRt
@@ -42,9 +44,8 @@ def trt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TensorRt]:
     """A machine with the stand-in and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(ROOT))
-    stand_in = import_module("tests.sdk.stand_in_tensorrt")
-    cuda = stand_in.Cuda()
-    trt: TensorRt = stand_in.TensorRt(cuda)
+    cuda = import_module("tests.sdk.stand_in_cuda").Cuda()
+    trt: TensorRt = import_module("tests.sdk.stand_in_tensorrt").TensorRt(cuda)
     bindings = ModuleType("cuda.bindings")
     bindings.runtime = cuda  # type: ignore[attr-defined]
     for name, module in (
@@ -231,6 +232,111 @@ def test_what_a_graph_may_not_hold(trt: TensorRt, tiny_members: dict[str, bytes]
     error = error_of(lambda: build_engine(named, "m/x", {}, Options(), b"", None))
     assert error.code == "engine.unsupported" and "'node_7' (MatMulInteger): not known" in error.message
     assert "--precision fp16" in error.message
+
+
+def recurrent_fusion() -> bytes:
+    """A fusion graph of one GHRNN with a state of four over the text, as it is exported."""
+    random = np.random.default_rng(0)
+    w_x, w_h, bias = (random.standard_normal(shape).astype(np.float32) for shape in ((8, 12), (8, 4), (8,)))
+
+    def tied(blocks: Any) -> Any:
+        return np.concatenate([-blocks[:4], blocks])[None]
+
+    weights = {
+        "w": tied(w_x),
+        "r": tied(w_h),
+        "b": np.concatenate([tied(bias), np.zeros((1, 12), np.float32)], axis=1),
+        "heads": random.standard_normal((4, 8)).astype(np.float32),
+        "parts": np.array([1, 7]),
+        "one": np.array([1]),
+        "zero": np.array([0]),
+    }
+    node = onnx.helper.make_node
+    nodes = [
+        node("Transpose", ["text"], ["steps"], perm=[1, 0, 2]),
+        node("Cast", ["text_lengths"], ["lengths"], to=onnx.TensorProto.INT32),
+        node("GRU", ["steps", "w", "r", "b", "lengths"], ["", "last"], hidden_size=4),
+        node("Squeeze", ["last", "zero"], ["state"]),
+        node("MatMul", ["state", "heads"], ["both"]),
+        node("Split", ["both", "parts"], ["column", "emotion_logits"], axis=1),
+        node("Squeeze", ["column", "one"], ["sentiment"]),
+    ]
+    of = onnx.helper.make_tensor_value_info
+    inputs = []
+    for modality, dim in (("text", 12), ("audio", 10), ("vision", 8)):
+        inputs += [of(modality, onnx.TensorProto.FLOAT, ["B", f"T_{modality}", dim])]
+        inputs += [of(f"{modality}_lengths", onnx.TensorProto.INT64, ["B"])]
+    outputs = [of("sentiment", onnx.TensorProto.FLOAT, ["B"])]
+    outputs += [of("emotion_logits", onnx.TensorProto.FLOAT, ["B", 7])]
+    arrays = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    made = onnx.helper.make_graph(nodes, "fusion", inputs, outputs, arrays)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    return bytes(onnx.helper.make_model(made, opset_imports=opsets, ir_version=10).SerializeToString())
+
+
+@pytest.fixture
+def kernels(tmp_path: Path) -> Path:
+    """A folder as affectrt_kernels.aot writes it, but for what the PTX does."""
+    arguments = [{"name": name, "type": kind} for name, kind in ARGUMENTS.items()]
+    kernel = {
+        "name": "gated_rnn_forward_1_row_h4_fp32",
+        "arch": 87,
+        "ptx": "kernel.ptx",
+        "entry": "forward",
+        "block": [32, 1, 1],
+        "arguments": arguments,
+        "scratch": [{"name": "global_scratch", "bytes": 0}, {"name": "profile_scratch", "bytes": 0}],
+        "constants": {"GATES": 1, "REVERSE": False, "ROWS": 1, "H": 4},
+        "shared_bytes": 0,
+    }
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"kernels": [kernel]}))
+    parameters = ",\n".join(f"\t.param .u64 forward_param_{k}" for k in range(len(arguments) + 2))
+    (folder / "kernel.ptx").write_text(f".visible .entry forward(\n{parameters}\n)\n{{ ret; }}\n")
+    return folder
+
+
+def test_the_recurrence_as_a_kernel(
+    trt: TensorRt,
+    make_bundle: Callable[..., Path],
+    kernels: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = make_bundle(None, {"fusion.onnx": recurrent_fusion()})
+    build = ["build-engine", str(path), "--kernels", str(kernels)]
+    assert main(build) == 2
+    assert "expected TensorRT 10.9 or later, got 10.3.0" in capsys.readouterr().err
+    plugins = import_module("tests.sdk.stand_in_tensorrt").Plugins()
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugins)
+    monkeypatch.setattr(trt, "plugin", plugins, raising=False)
+    monkeypatch.setattr(trt, "QuickPluginCreationRequest", object, raising=False)
+    try:
+        assert main(build) == 0
+        assert plugins.registered == ["affectrt::gated_rnn_h4"]
+        assert main(build) == 0
+        assert capsys.readouterr().out.count("was there") == 3 + 4, (
+            "text, audio and vision from the first try"
+        )
+        cpu, gpu = (affectrt.load(path, device=device) for device in ("cpu", "cuda"))
+        for steps in (1, 7, 30):
+            one, other = (model.predict(features=rows(path, steps)) for model in (cpu, gpu))
+            assert one.sentiment == pytest.approx(other.sentiment, abs=1e-5)
+        assert main(build[:2]) == 0
+        out = capsys.readouterr().out
+        assert out.count("was there") == 3 and "was built with other options: other kernels" in out
+    finally:
+        sys.modules.pop("affectrt_export.engine.plugin", None)
+
+
+def test_kernels_that_are_of_no_use(
+    trt: TensorRt, tiny_bundle: Path, kernels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build-engine", str(tiny_bundle), "--kernels", str(kernels)]) == 2
+    assert "[engine.kernels] model tiny: expected a recurrence of one gate" in capsys.readouterr().err
+    assert main(["build-engine", str(tiny_bundle), "--kernels", str(kernels.parent)]) == 2
+    assert "expected what affectrt_kernels.aot writes" in capsys.readouterr().err
 
 
 def graph(trt: TensorRt, tiny_members: dict[str, bytes], most: int = 6) -> Any:

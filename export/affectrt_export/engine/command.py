@@ -49,7 +49,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="run the fusion model's recurrence as the kernel that 'python -m affectrt_kernels.aot' compiled "
-        "into DIR, instead of TensorRT's loop (TensorRT 10.9 or later, models ghrnn-cma; needs onnx)",
+        "into DIR, instead of TensorRT's loop (TensorRT 10.9 or later, models ghrnn-cma)",
     )
     parser.add_argument("--rebuild", action="store_true", help="build what is in the cache, too")
 

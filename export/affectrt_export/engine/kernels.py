@@ -141,7 +141,7 @@ def with_kernels(graph: bytes, kernels: Mapping[int, Kernel]) -> tuple[bytes, tu
     """
     if not kernels:
         return graph, ()
-    onnx: Any = require("onnx", "export")
+    onnx: Any = require("onnx", "tensorrt")
     model = onnx.load_from_string(graph)
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
