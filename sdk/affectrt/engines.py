@@ -77,7 +77,7 @@ class EngineBuild:
     profile: Profile
     """The shapes that it takes."""
     kernels: str = ""
-    """Hash of the kernels of ours that it holds; empty: none."""
+    """Hashes of the kernels of ours that it holds, joined by ``+``; empty: none."""
 
 
 TIMING_BUILD = EngineBuild("", False, {})

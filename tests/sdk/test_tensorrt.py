@@ -316,9 +316,7 @@ def test_the_recurrence_as_a_kernel(
         assert main(build) == 0
         assert plugins.registered == ["affectrt::gated_rnn_h4"]
         assert main(build) == 0
-        assert capsys.readouterr().out.count("was there") == 3 + 4, (
-            "text, audio and vision from the first try"
-        )
+        assert capsys.readouterr().out.count("was there") == 4
         cpu, gpu = (affectrt.load(path, device=device) for device in ("cpu", "cuda"))
         for steps in (1, 7, 30):
             one, other = (model.predict(features=rows(path, steps)) for model in (cpu, gpu))

@@ -60,10 +60,10 @@ def build_engines(
             f"{', '.join(map(str, kernels))}, its fusion graph has none; leave out --kernels, or compile "
             f"them with --bundle for this model",
         )
+    _register(used)
     for graph, member in bundle.manifest.graphs.items():
         key = engine_key(bundle, graph)
-        kept = used if graph == "fusion" else ()
-        held = "+".join(kernel.sha256 for kernel in kept)
+        held = "+".join(kernel.sha256 for kernel in used) if graph == "fusion" else ""
         build = EngineBuild(options.precision, options.version_compatible, shapes[graph], held)
         found = cache.find(key, build)
         if isinstance(found, Engine) and not rebuild:
@@ -71,7 +71,6 @@ def build_engines(
             continue
         reason = "asked for" if isinstance(found, Engine) else found.reason
         timings = cache.find(key.timing(), TIMING_BUILD)
-        _register(kept)
         start = monotonic()
         with show(f"{graph}: ONNX → TensorRT on {key.gpu}") as progress:
             engine, learnt = build_engine(
