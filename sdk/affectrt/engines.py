@@ -76,6 +76,8 @@ class EngineBuild:
     """Whether later versions of TensorRT read it, too."""
     profile: Profile
     """The shapes that it takes."""
+    kernels: str = ""
+    """Hashes of the kernels of ours that it holds, joined by ``+``; empty: none."""
 
 
 TIMING_BUILD = EngineBuild("", False, {})
@@ -255,6 +257,7 @@ def _record(data: bytes) -> dict[str, Any]:
         and isinstance(build, dict)
         and build.keys() == {field.name for field in fields(EngineBuild)}
         and isinstance(build["precision"], str)
+        and isinstance(build["kernels"], str)
         and isinstance(build["version_compatible"], bool)
         and isinstance(build["profile"], dict)
         and all(map(_is_range, build["profile"].values()))
@@ -292,7 +295,9 @@ def _version(text: str) -> tuple[int, ...] | None:
 
 def _difference(found: EngineBuild, wanted: EngineBuild) -> str:
     names = [field.name for field in fields(EngineBuild)]
-    differing = [name for name in names if getattr(found, name) != getattr(wanted, name)]
+    others = {"profile": "other shapes", "kernels": "other kernels"}
     return ", ".join(
-        "other shapes" if name == "profile" else f"{name} {getattr(found, name)}" for name in differing
+        others.get(name) or f"{name} {getattr(found, name)}"
+        for name in names
+        if getattr(found, name) != getattr(wanted, name)
     )

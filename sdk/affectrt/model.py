@@ -50,7 +50,8 @@ def load(
     """Open and verify a bundle and make its model ready to run.
 
     ``device``: ``"cpu"``, ``"cuda"`` or ``"auto"``, which takes the GPU once ``affectrt build-engine`` has
-    built its engines here. Who asks for a GPU gets it or an error with the reason. ``backend`` names one of
+    built its engines here and they start; :attr:`Model.backend` and :attr:`Model.backend_reason` tell. Who
+    asks for a GPU gets it or an error with the reason. ``backend`` names one of
     :func:`affectrt.backends.choice.known_backends` instead of the first of its device that can; ``torch``,
     which comes with the extra ``train``, only runs when it is named. ``threads`` per graph run, None for one
     per core; native uses one.
@@ -81,9 +82,12 @@ class Model:
     ) -> None:
         """Use :func:`load`."""
         self._bundle = bundle
-        self._backend = choose_backend(bundle, backend, device)
-        self._fusion = load_fusion(bundle, self._backend, threads, device)
-        self._encoders = Encoders(bundle, backend=self._backend, threads=threads)
+
+        def start(backend: str) -> None:
+            self._fusion = load_fusion(bundle, backend, threads, device)
+            self._encoders = Encoders(bundle, backend=backend, threads=threads)
+
+        self._choice = choose_backend(bundle, backend, device, start)
 
     def __repr__(self) -> str:
         return f"<affectrt.Model {self.manifest.name}: {self.manifest.family}>"
@@ -101,7 +105,12 @@ class Model:
     @property
     def backend(self) -> str:
         """What runs the model, one of :func:`affectrt.backends.choice.known_backends`."""
-        return self._backend
+        return self._choice.backend
+
+    @property
+    def backend_reason(self) -> str:
+        """Why that one, and what stands in the way of those that would be wanted more; for people."""
+        return self._choice.reason
 
     @property
     def encoders(self) -> Encoders:

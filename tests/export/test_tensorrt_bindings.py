@@ -17,6 +17,7 @@ import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,12 @@ class Release:
 
 
 OLDEST = Release("tensorrt-cu12-bindings==10.3.0", 10, "cuda-bindings==12.8.0")
+WITH_PLUGINS = Release("tensorrt-cu12-bindings==10.9.0.34", 10, "cuda-bindings==12.8.0")
+"""The oldest whose Python plugins can be compiled ahead of time."""
 NEWEST = Release("tensorrt-cu13-bindings>=11,<12", 11, "cuda-bindings>=13,<14")
+RELEASES = pytest.mark.parametrize(
+    "release", [OLDEST, WITH_PLUGINS, NEWEST], ids=["oldest", "with-plugins", "newest"]
+)
 
 # In a process of its own: mypy's generator knows the signatures in pybind11's docstrings.
 GENERATE = """
@@ -61,10 +67,13 @@ from mypy.stubgen import main
 if __name__ == "__main__":
     main(["--quiet", "--inspect-mode", "-o", sys.argv[1], "-m", sys.argv[2]])
 """
-# Cython's functions have signatures that inspect can read; what they return, it can't know.
+# Signatures of Cython and of Python; what they return, inspect can't know.
 DESCRIBE = """
 import importlib, inspect, sys
 print("from typing import Any, ClassVar")
+if sys.argv[1].startswith("tensorrt."):
+    import tensorrt_bindings
+    sys.modules["tensorrt"] = tensorrt_bindings
 module = importlib.import_module(sys.argv[1])
 
 def parameters(function):
@@ -81,15 +90,20 @@ def parameters(function):
 for name, value in vars(module).items():
     if getattr(value, "__module__", "").endswith(".tensorrt"):
         continue  # of the compiled part
+    if getattr(value, "__module__", "") == "typing":
+        continue
     if name.startswith("_") and name != "__version__":
         continue
     if isinstance(value, type):
         print(f"class {name}:")
         print("    def __init__(self, *args: Any) -> None: ...")
         members = getattr(value, "__members__", {})
-        for member in dir(value):
+        own = vars(value()) if value.__name__ == "KernelLaunchParams" else ()  # which has them from birth
+        for member in (*dir(value), *own):
             if member == "__int__":
                 print("    def __int__(self) -> int: ...")
+            elif member == "__setitem__":
+                print("    def __setitem__(self, index: Any, value: Any) -> None: ...")
             elif member in members:
                 print(f"    {member}: ClassVar[{name}]")
             elif member.isidentifier() and not member.startswith("_"):
@@ -176,11 +190,20 @@ def prepare(release: Release, folder: Path) -> Bindings:
     module.write_text(without_impossible_signatures(text))
     python_part = run(DESCRIBE, "tensorrt_bindings", **environment)
     (stubs / "tensorrt" / "__init__.pyi").write_text(f"from tensorrt.tensorrt import *\n{python_part}")
+    if has_plugins(wheels[0]):
+        described = run(DESCRIBE, "tensorrt.plugin", **environment).splitlines()
+        # TensorRT logs to the same stream.
+        described = [line for line in described if "[TRT]" not in line]
+        (stubs / "tensorrt" / "plugin.pyi").write_text("\n".join(described))
     (stubs / "cuda" / "bindings").mkdir(parents=True)
     for package in ("cuda", "cuda/bindings"):
         (stubs / package / "__init__.pyi").touch()
     (stubs / "cuda/bindings/runtime.pyi").write_text(run(DESCRIBE, "cuda.bindings.runtime", **environment))
     return Bindings(environment, stubs)
+
+
+def has_plugins(bindings: Path) -> bool:
+    return (bindings / "tensorrt_bindings" / "plugin").is_dir()
 
 
 def without_impossible_signatures(text: str) -> str:
@@ -226,7 +249,7 @@ def modules_that_call() -> list[Path]:
 
 
 def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
-    """What mypy says of these files when it knows the bindings' types."""
+    """What mypy says of these files when it knows the bindings' types: ``path:line: error: …``."""
     config = folder / "mypy.ini"
     # Our comments silence the errors of a machine without the bindings; none of those may hide one here.
     config.write_text(
@@ -238,8 +261,8 @@ def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
         follow_imports = silent
         ignore_missing_imports = False
         show_column_numbers = False
-        [mypy-numpy.*]
-        follow_imports = skip
+        [mypy-tensorrt.*,cuda.*]
+        ignore_errors = True
         [mypy-rich.*]
         follow_imports = skip
         """)
@@ -248,7 +271,7 @@ def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--config-file", str(config), "--no-error-summary"),
-            *("--cache-dir", str(folder / "cache"), *map(str, files)),
+            *("--cache-dir", str(stubs.parent / "cache"), *map(str, files)),
         ],
         env={**os.environ, "MYPYPATH": os.pathsep.join(search)},
         cwd=folder,
@@ -256,19 +279,24 @@ def type_errors(stubs: Path, files: list[Path], folder: Path) -> list[str]:
         text=True,
         check=False,
     )
-    assert done.returncode in (0, 1), done.stderr
-    return [line for line in done.stdout.splitlines() if ": error:" in line]
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert done.returncode == bool(errors), done.stdout + done.stderr
+    return errors
 
 
-@pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=["oldest", "newest"])
+@RELEASES
 def test_every_call_exists(prepared: Callable[[Release], Bindings], release: Release, tmp_path: Path) -> None:
     files = modules_that_call()
     assert {path.relative_to(ROOT).as_posix() for path in files} >= {
         "export/affectrt_export/engine/build.py",
+        "export/affectrt_export/engine/plugin.py",
         "sdk/affectrt/backends/gpu.py",
         "sdk/affectrt/backends/tensorrt.py",
     }
-    assert type_errors(prepared(release).stubs, files, tmp_path) == []
+    stubs = prepared(release).stubs
+    if not (stubs / "tensorrt" / "plugin.pyi").is_file():
+        files.remove(ROOT / "export/affectrt_export/engine/plugin.py")
+    assert type_errors(stubs, files, tmp_path) == []
 
 
 @dataclass(frozen=True)
@@ -276,9 +304,11 @@ class Use:
     """A name of the bindings in our source."""
 
     path: Path
+    function: str
     line: int
-    end: int
-    """Column behind the name, in bytes."""
+    """Where the expression begins, which is what mypy tells."""
+    end: tuple[int, int]
+    """Line and column behind the name, in bytes."""
     name: str
 
 
@@ -286,21 +316,38 @@ def uses(path: Path, vocabulary: set[str]) -> Iterator[Use]:
     """Attributes whose names the bindings know; those in f-strings have no position before Python 3.12."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     in_text = {id(n) for f in ast.walk(tree) if isinstance(f, ast.JoinedStr) for n in ast.walk(f)}
+    # Functions in functions come later and win.
+    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+    owner = {id(n): f"{f.name}:{f.lineno}" for f in functions for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and id(node) not in in_text and node.attr in vocabulary:
             assert node.end_lineno is not None and node.end_col_offset is not None
-            yield Use(path, node.end_lineno, node.end_col_offset, node.attr)
+            end = (node.end_lineno, node.end_col_offset)
+            yield Use(path, owner.get(id(node), ""), node.lineno, end, node.attr)
 
 
-def misspelt(use: Use) -> str:
-    lines = use.path.read_bytes().split(b"\n")
-    line = lines[use.line - 1]
-    lines[use.line - 1] = line[: use.end] + b"_x" + line[use.end :]
+def copies(found: list[Use]) -> Iterator[list[Use]]:
+    """Uses that may be misspelt in one copy: of each function one, so that no error hides another."""
+    queues: dict[tuple[Path, str], list[Use]] = {}
+    for use in found:
+        queues.setdefault((use.path, use.function), []).append(use)
+    for path in dict.fromkeys(use.path for use in found):
+        of_path = [queue for (owner, _), queue in queues.items() if owner == path]
+        for together in zip_longest(*of_path):
+            yield [use for use in together if use is not None]
+
+
+def misspelt(together: list[Use]) -> str:
+    lines = together[0].path.read_bytes().split(b"\n")
+    for use in together:
+        row, column = use.end
+        line = lines[row - 1]
+        lines[row - 1] = line[:column] + b"_x" + line[column:]
     return b"\n".join(lines).decode()
 
 
 def test_every_misspelling_is_found(prepared: Callable[[Release], Bindings], tmp_path: Path) -> None:
-    """Each use in turn, in a copy: the check above can't pass by not looking."""
+    """The check above can't pass by not looking."""
     stubs = prepared(NEWEST).stubs
     text = "".join(path.read_text() for path in stubs.rglob("*.pyi"))
     vocabulary = set(re.findall(r"^\s*(?:def|class) (\w+)", text, re.M)) | set(
@@ -310,38 +357,42 @@ def test_every_misspelling_is_found(prepared: Callable[[Release], Bindings], tmp
     vocabulary -= {name for kind in (dict, list, str, bytes, int, Path) for name in dir(kind)}
     vocabulary -= {"data", "dtype", "shape", "ndim", "size", "graph", "handle", "log", "reshape", "astype"}
     found = [use for path in modules_that_call() for use in uses(path, vocabulary)]
-    assert len(found) > 60 and {"create_network", "execute_async_v3", "cudaGraphLaunch"} <= {
+    assert len(found) > 60 and {"create_network", "execute_async_v3", "cudaGraphLaunch", "aot_impl"} <= {
         use.name for use in found
     }
-    copies = []
-    for number, use in enumerate(found):
-        copies.append(tmp_path / f"copy_{number}.py")
-        copies[-1].write_text(misspelt(use), encoding="utf-8")
-    blamed = {error.split(":")[0] for error in type_errors(stubs, copies, tmp_path)}
-    missed = [use for use, copy in zip(found, copies, strict=True) if copy.name not in blamed]
-    assert missed == []
+    expected: dict[tuple[str, int], Use] = {}
+    changed = []
+    for number, together in enumerate(copies(found)):
+        changed.append(tmp_path / f"copy_{number}.py")
+        changed[-1].write_text(misspelt(together), encoding="utf-8")
+        expected |= {(changed[-1].name, use.line): use for use in together}
+    blamed = {
+        (name, int(line)) for name, line, *_ in (e.split(":") for e in type_errors(stubs, changed, tmp_path))
+    }
+    assert [use for place, use in expected.items() if place not in blamed] == []
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("trt.OnnxParser(network, messages)", "trt.OnnxParser(messages, network)"),
-        ("trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20", "options.workspace_mb << 20"),
-        ("config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)", "config.set_flag(trt.DataType.FLOAT)"),
-        ("def step_complete(self, phase_name: str, step", "def step_complete(self, phase_name: int, step"),
-    ],
-)
-def test_wrong_arguments_are_found(
-    prepared: Callable[[Release], Bindings], tmp_path: Path, right: str, wrong: str
-) -> None:
+WRONG_ARGUMENTS = {
+    "trt.OnnxParser(network, messages)": "trt.OnnxParser(messages, network)",
+    "trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20": "options.workspace_mb << 20",
+    "config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)": "config.set_flag(trt.DataType.FLOAT)",
+    "def step_complete(self, phase_name: str, step": "def step_complete(self, phase_name: int, step",
+    "config.progress_monitor = progress": "config.progress_monitor = messages",
+}
+
+
+def test_wrong_arguments_are_found(prepared: Callable[[Release], Bindings], tmp_path: Path) -> None:
     source = (ROOT / "export/affectrt_export/engine/build.py").read_text(encoding="utf-8")
-    assert source.count(right) == 1
-    copy = tmp_path / "copy.py"
-    copy.write_text(source.replace(right, wrong), encoding="utf-8")
-    assert type_errors(prepared(NEWEST).stubs, [copy], tmp_path)
+    changed = []
+    for number, (right, wrong) in enumerate(WRONG_ARGUMENTS.items()):
+        assert source.count(right) == 1
+        changed.append(tmp_path / f"changed_{number}.py")
+        changed[-1].write_text(source.replace(right, wrong), encoding="utf-8")
+    blamed = {error.split(":")[0] for error in type_errors(prepared(NEWEST).stubs, changed, tmp_path)}
+    assert blamed == {path.name for path in changed}
 
 
-@pytest.mark.parametrize("release", [OLDEST, NEWEST], ids=["oldest", "newest"])
+@RELEASES
 def test_what_runs_without_a_gpu(prepared: Callable[[Release], Bindings], release: Release) -> None:
     """TensorRT calls our classes back; asked for a GPU, the real driver bindings say that there is none."""
     code = """
@@ -370,3 +421,71 @@ assert "torch" not in sys.modules
     search = [bindings.environment["PYTHONPATH"], *(str(ROOT / root) for root in ROOTS)]
     said = run(code, **{**bindings.environment, "PYTHONPATH": os.pathsep.join(search)})
     assert said.startswith("gpu.missing") or "compute_capability" in said
+
+
+@pytest.mark.parametrize("release", [WITH_PLUGINS, NEWEST], ids=["with-plugins", "newest"])
+def test_a_plugin_is_registered_and_launched_as_its_kernel_wants(
+    prepared: Callable[[Release], Bindings], release: Release
+) -> None:
+    """TensorRT's own Python takes our functions; its registry and shapes, which are C++, are stand-ins."""
+    code = """
+import sys, tensorrt_bindings
+sys.modules["tensorrt"] = trt = tensorrt_bindings
+
+class Registry:
+    creators = {}
+    def register_creator(self, creator, namespace):
+        self.creators[creator.name, namespace] = creator
+        return True
+    def get_creator(self, name, version, namespace):
+        return self.creators[name, namespace]
+
+trt.get_plugin_registry = Registry
+import tensorrt.plugin as trtp
+from tensorrt.plugin._lib import QDP_REGISTRY
+from tensorrt.plugin._tensor import SymIntExpr
+from affectrt_export.engine.kernels import ARGUMENTS, Kernel
+from affectrt_export.engine.plugin import register
+
+kernel = Kernel(8, "entry", "ptx", 64, 128)
+register(kernel)
+register(kernel)
+try:
+    register(Kernel(8, "entry", "other", 64, 128))
+    raise SystemExit("took two kernels of one name")
+except RuntimeError:
+    pass
+defined = QDP_REGISTRY["affectrt::" + kernel.operator]
+pointers = [name for name, kind in ARGUMENTS.items() if kind.startswith("*")]
+assert defined.input_tensor_names == pointers[:4] and defined.num_outputs == len(pointers[4:])
+none, unknown = trt.PluginFieldCollection([]), trt.QuickPluginCreationRequest.UNKNOWN
+creator = Registry.creators[kernel.operator, "affectrt"]
+plugin = creator.create_plugin(kernel.operator, "affectrt", none, trt.TensorRTPhase.BUILD, unknown)
+assert isinstance(plugin, trt.IPluginV3QuickAOTBuild)
+real, whole = trt.DataType.FLOAT, trt.DataType.INT64
+assert plugin.get_output_data_types([real, real, whole, real], [3, 2, 1, 2]) == [real, real]
+
+class Shapes:
+    constant = staticmethod(int)
+
+SymIntExpr._exprBuilder = Shapes
+def tensor(*shape):
+    return trtp.TensorDesc(trtp.ShapeExprs.from_tuple(tuple(trtp.ShapeExpr(size) for size in shape)), real)
+
+inputs = tensor(3, 7, 16), tensor(16, 8), tensor(3), tensor(3, 8)
+outputs = defined.register_func(*inputs)
+shapes = [[size._expr for size in out.shape_expr] for out in outputs]
+assert shapes == [[3, 7, 8], [3, 8]], shapes
+entry, ptx, launch, integers = defined.aot_impl_func(*inputs, outputs, None)
+assert (entry, ptx) == ("entry", "ptx")
+grid = [launch.grid_x, launch.grid_y, launch.grid_z, launch.block_x, launch.block_y, launch.shared_mem]
+assert [size._expr for size in grid] == [3, 1, 1, 64, 1, 128]
+assert all(isinstance(size, trtp.SymInt32) for size in integers)
+named = dict(zip([name for name, kind in ARGUMENTS.items() if kind == "i32"], integers))
+assert {name: size._expr for name, size in named.items()} == {"batch": 3, "steps": 7}
+print("done")
+"""
+    bindings = prepared(release)
+    search = [bindings.environment["PYTHONPATH"], *(str(ROOT / root) for root in ROOTS)]
+    said = run(code, **{**bindings.environment, "PYTHONPATH": os.pathsep.join(search)})
+    assert said.endswith("done\n")

@@ -1,10 +1,12 @@
-"""A bundle that the native backend can run: the tiny one with the weights of a random GHRNN-CMA.
+"""Fixtures of the SDK's tests.
 
-Its encoders and its fusion graph are the tiny bundle's; the graph computes something else.
+A bundle that the native backend can run is the tiny one with the weights of a random GHRNN-CMA. Its encoders
+and its fusion graph are the tiny bundle's; the graph computes something else.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,3 +55,26 @@ def make_ghrnn(
 def ghrnn_bundle(make_ghrnn: Callable[..., Path]) -> Path:
     """Path of such a bundle. Don't change the file: copy it."""
     return make_ghrnn()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Records a distribution with one module as pip does, in a folder where Python looks first.
+
+    Returns its ``.dist-info``; what else it has, goes beside and into it.
+    """
+    folder = tmp_path / "installed"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+
+    def record(name: str, module: str) -> Path:
+        info = folder / f"{name.replace('-', '_')}-9.9.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n", encoding="utf-8"
+        )
+        (info / "top_level.txt").write_text(f"{module}\n", encoding="utf-8")
+        importlib.invalidate_caches()
+        return info
+
+    return record

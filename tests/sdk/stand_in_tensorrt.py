@@ -1,7 +1,7 @@
-"""A stand-in for TensorRT and ``cuda-python``: the GPU's memory is the host's, an engine its ONNX graph.
+"""A stand-in for TensorRT, beside that for ``cuda-python``: an engine is its ONNX graph.
 
-ONNX Runtime runs the graph. It knows what affectrt calls, no more, and is strict where that finds faults:
-memory that wasn't written is NaN, what is queued while recording doesn't run.
+ONNX Runtime runs the graph; where it holds our operator, ONNX's own reference does. The stand-in knows what
+affectrt calls, no more, and is strict where that finds faults.
 """
 
 from __future__ import annotations
@@ -14,104 +14,73 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from affectrt.cli.equations import ghrnn
+from tests.sdk.stand_in_cuda import Cuda
 
 DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 
 
-class Cuda(ModuleType):
-    """``cuda.bindings.runtime`` on the host. Queued work runs at once, unless it is being recorded."""
+class Recurrence(OpRun):  # type: ignore[misc]
+    """What the plugin of a recurrence with a state of four computes, from the equations."""
 
-    cudaStreamNonBlocking = 1
-    cudaError_t = SimpleNamespace(cudaSuccess=0)
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    op_domain = "affectrt"
+
+    def _run(self, sums: Any, w_h: Any, lengths: Any, h0: Any, **_: Any) -> tuple[Any, Any]:
+        y, h_n = np.zeros((*sums.shape[:2], len(w_h[0])), np.float32), h0.copy()
+        for row, length in enumerate(lengths):
+            if length:
+                y[row, :length] = ghrnn(sums[row, :length], np.eye(len(w_h)), w_h, np.zeros(len(w_h)))
+                h_n[row] = y[row, length - 1]
+        return y, h_n
+
+
+Recurrence.__name__ = "gated_rnn_h4"
+
+
+class WithPlugins:
+    """A graph that ONNX Runtime can't run: it holds our operator."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.run = ReferenceEvaluator(model, new_ops=[Recurrence]).run
+        self.model = model
+
+    def get_inputs(self) -> list[Any]:
+        kinds = {onnx.TensorProto.FLOAT: "tensor(float)", onnx.TensorProto.INT64: "tensor(int64)"}
+        inputs = self.model.graph.input
+        return [SimpleNamespace(name=i.name, type=kinds[i.type.tensor_type.elem_type]) for i in inputs]
+
+    def get_outputs(self) -> list[Any]:
+        return list(self.model.graph.output)
+
+
+def session(graph: bytes) -> Any:
+    model = onnx.load_from_string(graph)
+    if any(node.domain for node in model.graph.node):
+        return WithPlugins(model)
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+class Plugins(ModuleType):
+    """``tensorrt.plugin``: keeps what it is given."""
+
+    TensorDesc = KernelLaunchParams = SymIntExprs = SimpleNamespace
 
     def __init__(self) -> None:
-        super().__init__("cuda.bindings.runtime")
-        self.memory: dict[int, Any] = {}
-        self.recording: list[Callable[[], None]] | None = None
-        self.alive: list[Any] = []
-        self.launched = 0
-        self.records = True
-        self.gpu = SimpleNamespace(name=b"Stand-in 9000\0\0", major=8, minor=7)
+        super().__init__("tensorrt.plugin")
+        self.registered: list[str] = []
 
-    def queue(self, work: Callable[[], None]) -> None:
-        if self.recording is None:
-            work()
-        else:
-            self.recording.append(work)
+    def register(self, name: str) -> Callable[[Any], Any]:
+        self.registered.append(name)
+        return lambda function: function
 
-    def cudaGetDeviceCount(self) -> tuple[int, int]:
-        return 0, 1
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
-        return 0, self.gpu
-
-    def cudaDriverGetVersion(self) -> tuple[int, int]:
-        return 0, 12060
-
-    def cudaSetDevice(self, device: int) -> tuple[int]:
-        return (0,)
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
-        return 0, 77
-
-    def cudaMalloc(self, size: int) -> tuple[int, int]:
-        buffer = ctypes.create_string_buffer(b"\xff" * size, size)  # floats of it are NaN
-        self.memory[ctypes.addressof(buffer)] = buffer
-        return 0, ctypes.addressof(buffer)
-
-    cudaMallocHost = cudaMalloc
-
-    def cudaFree(self, address: int) -> tuple[int]:
-        del self.memory[address]
-        return (0,)
-
-    cudaFreeHost = cudaFree
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        self.queue(lambda: ctypes.memmove(to, source, size) and None)
-        return (0,)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
-        assert self.recording is None
-        return (0,)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
-        self.recording = []
-        return (0,)
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:
-        graph, self.recording = self.recording, None
-        return (0, graph) if self.records else (901, None)
-
-    def cudaGetLastError(self) -> tuple[int]:
-        return (0,)
-
-    def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
-        return 0, b"operation not permitted"
-
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[int, Any]:
-        self.alive.append(graph)
-        return 0, graph
-
-    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[int]:
-        assert any(graph is one for one in self.alive)
-        self.launched += 1
-        for work in graph:
-            work()
-        return (0,)
-
-    def cudaGraphDestroy(self, graph: Any) -> tuple[int]:
-        return (0,)
-
-    def cudaGraphExecDestroy(self, graph: Any) -> tuple[int]:
-        self.alive = [one for one in self.alive if one is not graph]
-        return (0,)
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
-        return (0,)
+    def aot_impl(self, name: str) -> Callable[[Any], Any]:
+        assert name in self.registered
+        return lambda function: function
 
 
 class StandInContext:
@@ -164,13 +133,13 @@ class StandInEngine:
         header, self.model = data.split(b"\n", 1)
         self.profile = json.loads(header)
         self.cuda = cuda
-        self.session = onnxruntime.InferenceSession(self.model, providers=["CPUExecutionProvider"])
-        self.inputs = {node.name: DTYPES[node.type] for node in self.session.get_inputs()}
-        self.outputs = [node.name for node in self.session.get_outputs()]
+        self.session = session(self.model)
+        self.inputs: dict[str, Any] = {node.name: DTYPES[node.type] for node in self.session.get_inputs()}
+        self.outputs: list[str] = [node.name for node in self.session.get_outputs()]
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
 
     def get_tensor_name(self, index: int) -> str:
-        return [*self.inputs, *self.outputs][index]
+        return (*self.inputs, *self.outputs)[index]
 
     def get_tensor_mode(self, name: str) -> int:
         return 1 if name in self.inputs else 2
@@ -242,7 +211,7 @@ class StandInParser:
 
     def parse(self, graph: bytes) -> bool:
         self.network.model = graph
-        inputs = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).get_inputs()
+        inputs = session(graph).get_inputs()
         self.network.num_inputs, self.network.get_input = len(inputs), inputs.__getitem__
         self.num_errors = int(b"refuse" in graph)
         return not self.num_errors
@@ -274,7 +243,7 @@ class TensorRt(ModuleType):
     BuilderFlag = SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="compatible")
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     OnnxParser = StandInParser
-    Dims = staticmethod(list)
+    Dims: Any = list
     nptype = staticmethod(lambda dtype: dtype)
 
     def __init__(self, cuda: Cuda) -> None:

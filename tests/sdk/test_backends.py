@@ -62,6 +62,23 @@ def test_native_is_taken_where_it_can(ghrnn_bundle: Path, tiny_model: affectrt.M
     assert all(obstacle(backend, Bundle.open(ghrnn_bundle)) is None for backend in DEVICES["cpu"])
 
 
+def test_a_model_says_what_runs_it_and_why(ghrnn_bundle: Path, tiny_model: affectrt.Model) -> None:
+    told = affectrt.load(ghrnn_bundle).backend_reason
+    assert told.startswith("the first of tensorrt, native, onnxruntime that can; not tensorrt: ")
+    assert "no TensorRT engines of it are here" in told and "'affectrt build-engine' builds them" in told
+    assert "; not native: model tiny: the backend native knows the family 'ghrnn-cma'" in (
+        tiny_model.backend_reason
+    )
+    told = affectrt.load(ghrnn_bundle, device="cpu").backend_reason
+    assert told == "the first of native, onnxruntime that can"
+    assert affectrt.load(ghrnn_bundle, backend="native").backend_reason == "asked for by name"
+
+
+def test_a_broken_bundle_is_no_reason_to_take_another_backend(make_ghrnn: Callable[..., Path]) -> None:
+    error = error_of(lambda: affectrt.load(make_ghrnn({})))
+    assert error.code == "bundle.weights"
+
+
 def test_who_names_a_backend_gets_it_or_an_error(tiny_bundle: Path, ghrnn_bundle: Path) -> None:
     error = error_of(lambda: affectrt.load(ghrnn_bundle, backend="cuda"))
     assert error.code == "backend.unknown"
@@ -114,7 +131,7 @@ def test_a_provider_that_is_listed_and_does_not_start(
         error = error_of(load)
         assert error.code == "backend.unavailable"
         assert "CUDAExecutionProvider was asked for and doesn't start here" in error.message
-        assert "would use CPUExecutionProvider" in error.message
+        assert "ONNX Runtime would go on without it" in error.message
 
 
 @pytest.mark.usefixtures("no_extension")
@@ -149,7 +166,7 @@ def test_settings_that_make_no_sense(make_ghrnn: Callable[..., Path]) -> None:
             and "config.heads: expected a whole number from 1" in error.message
         )
     bundle = Bundle.open(make_ghrnn(causal="yes"))
-    assert choose_backend(bundle, None) == "onnxruntime"
+    assert choose_backend(bundle).backend == "onnxruntime"
     error = error_of(lambda: choose_backend(bundle, "native"))
     assert error.code == "bundle.manifest" and "config.causal: expected bool, got 'yes'" in error.message
 
@@ -159,7 +176,7 @@ def test_settings_that_make_no_sense(make_ghrnn: Callable[..., Path]) -> None:
 )
 def test_ablations_are_left_to_the_graph(make_ghrnn: Callable[..., Path], ablation: dict[str, Any]) -> None:
     bundle = Bundle.open(make_ghrnn(**ablation))
-    assert choose_backend(bundle, None) == "onnxruntime"
+    assert choose_backend(bundle).backend == "onnxruntime"
     for refused in (lambda: choose_backend(bundle, "native"), lambda: NativeFusion(bundle)):
         error = error_of(refused)
         assert error.code == "backend.unsupported" and next(iter(ablation)) in error.message
@@ -167,7 +184,7 @@ def test_ablations_are_left_to_the_graph(make_ghrnn: Callable[..., Path], ablati
 
 def test_the_papers_own_structure_is_native_when_spelled_out(make_ghrnn: Callable[..., Path]) -> None:
     bundle = Bundle.open(make_ghrnn(pairs=["vt", "at"], attention=True, joint=True, cell="ghrnn"))
-    assert choose_backend(bundle, None) == "native"
+    assert choose_backend(bundle).backend == "native"
 
 
 # --- Windows ---------------------------------------------------------------------------------------
@@ -286,7 +303,7 @@ def causal_bundle(make_ghrnn: Callable[..., Path], ghrnn_weights: Weights, tiny_
 
 
 def test_a_causal_model_steps_and_has_no_windows(causal_bundle: Bundle, ghrnn_bundle: Path) -> None:
-    assert choose_backend(causal_bundle, None) == "onnxruntime"
+    assert choose_backend(causal_bundle).backend == "onnxruntime"
     error = error_of(lambda: choose_backend(causal_bundle, "native"))
     assert error.code == "backend.unsupported" and "tick by tick" in error.message
     fusion = NativeFusion(causal_bundle)

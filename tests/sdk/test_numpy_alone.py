@@ -126,7 +126,7 @@ print(main(["analyze", {str(tmp_path / "words.txt")!r}, "--bundle", bundle]), fl
         timeout=60,
     )
     out = " ".join(done.stdout.split())
-    assert "backend native; not onnxruntime: this needs the library 'onnxruntime'" in out
+    assert "; not onnxruntime: this needs the library 'onnxruntime'" in out
     assert "runs on native; loads in" in out
     assert "made-up features stand for text, audio, vision: this needs the library 'tokenizers'" in out
     assert done.stdout.splitlines()[-1] == "2"

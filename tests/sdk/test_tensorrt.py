@@ -11,22 +11,27 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 import affectrt
 from affectrt.affect import MODALITIES
-from affectrt.bundle import Bundle
+from affectrt.backends.tensorrt import engine_key
+from affectrt.bundle import Bundle, write_bundle
 from affectrt.cli import main
-from affectrt.engines import Engine, EngineBuild
+from affectrt.engines import Engine, EngineBuild, EngineCache
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
+from affectrt.manifest import Manifest, RowsSpec, TextSpec
+from affectrt_export.engine.kernels import ARGUMENTS
 
 if TYPE_CHECKING:
     from tests.sdk.stand_in_tensorrt import TensorRt
@@ -39,9 +44,8 @@ def trt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TensorRt]:
     """A machine with the stand-in and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(ROOT))
-    stand_in = import_module("tests.sdk.stand_in_tensorrt")
-    cuda = stand_in.Cuda()
-    trt: TensorRt = stand_in.TensorRt(cuda)
+    cuda = import_module("tests.sdk.stand_in_cuda").Cuda()
+    trt: TensorRt = import_module("tests.sdk.stand_in_tensorrt").TensorRt(cuda)
     bindings = ModuleType("cuda.bindings")
     bindings.runtime = cuda  # type: ignore[attr-defined]
     for name, module in (
@@ -94,7 +98,7 @@ def test_from_bundle_to_result(trt: TensorRt, tiny_bundle: Path, capsys: pytest.
         for _ in range(4):
             sound = (np.sin(np.arange(32000) / 10).astype(np.float32), 16000)
             for given in ({"text": "so happy"}, {"features": rows(tiny_bundle, 7)}, {"audio": sound}):
-                one, other = (each.predict(**given) for each in (cpu, model))  # type: ignore[arg-type]
+                one, other = (each.predict(**given) for each in (cpu, model))
                 assert one.sentiment == pytest.approx(other.sentiment, abs=1e-6)
                 assert one.present == other.present
                 assert one.contributions == pytest.approx(other.contributions)
@@ -137,6 +141,88 @@ def test_an_unfit_engine_is_passed_over_and_told(
     assert f"→ affectrt build-engine {tiny_bundle}" in out
 
 
+def test_who_does_not_start_is_passed_over_and_told(trt: TensorRt, tiny_bundle: Path) -> None:
+    """An engine that is whole and right, and that TensorRT doesn't take all the same."""
+    assert main(["build-engine", str(tiny_bundle)]) == 0
+    bundle, cache = Bundle.open(tiny_bundle), EngineCache()
+    for graph in ("fusion", "text"):
+        key = engine_key(bundle, graph)
+        found = cache.find(key)
+        assert isinstance(found, Engine)
+        cache.store(key, found.build, b"no engine")
+        model = affectrt.load(tiny_bundle)
+        assert model.backend == "onnxruntime"
+        assert f"; not tensorrt: tiny/{graph}: TensorRT could not read this engine" in model.backend_reason
+        error = error_of(lambda: affectrt.load(tiny_bundle, backend="tensorrt"))
+        assert error.code == "engine.invalid"
+        error = error_of(lambda: affectrt.load(tiny_bundle, device="cuda"))
+        assert error.code == "backend.unavailable" and f"tiny/{graph}" in error.message
+        cache.store(key, found.build, found.data)
+    assert affectrt.load(tiny_bundle).backend == "tensorrt"
+
+
+def test_a_gpu_that_fails_is_no_reason_to_go_on_without(
+    trt: TensorRt, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["build-engine", str(tiny_bundle)]) == 0
+    monkeypatch.setattr(trt.cuda, "cudaMalloc", lambda size: (2, None))
+    for asked in ({"backend": "tensorrt"}, {"device": "cuda"}):
+        error = error_of(lambda asked=asked: affectrt.load(tiny_bundle, **asked))  # type: ignore[misc]
+        assert "could not allocate" in error.message and "operation not permitted" in error.message
+    model = affectrt.load(tiny_bundle)
+    assert model.backend == "onnxruntime" and "could not allocate" in model.backend_reason
+
+
+def test_rows_of_the_application_and_of_words(
+    trt: TensorRt,
+    tiny_manifest: Manifest,
+    tiny_members: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert isinstance(tiny_manifest.text, TextSpec)
+    manifest = replace(
+        tiny_manifest,
+        text=replace(tiny_manifest.text, words_per_row=2),
+        audio=RowsSpec(tiny_manifest.dim("audio")),
+        vision=RowsSpec(tiny_manifest.dim("vision")),
+        fusion=replace(tiny_manifest.fusion, weights=None),
+    )
+    path = tmp_path / "rows.affect"
+    kept = ("text.onnx", "tokenizer.json", "fusion.onnx")
+    write_bundle(path, manifest, {name: tiny_members[name] for name in kept})
+    assert main(["build-engine", str(path), "--max-text", "100", "--max-audio", "30"]) == 0
+    built = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert built == ["text", "fusion"]
+    cpu, gpu = (affectrt.load(path, device=device) for device in ("cpu", "cuda"))
+    given = rows(path, 30)
+    text = "it was a great film and i am so happy " * 9  # several passages of the encoder
+    one, other = (m.predict(text=text, features={"audio": given["audio"]}) for m in (cpu, gpu))
+    assert one.sentiment == pytest.approx(other.sentiment, abs=1e-6)
+    assert one.present == other.present == {"text", "audio"}
+    error = error_of(lambda: gpu.predict(features={"audio": rows(path, 31)["audio"]}))
+    assert error.code == "engine.limits" and "--max-audio" in error.message
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_doctor_knows_a_driver_that_is_too_old(
+    trt: TensorRt,
+    install: Callable[[str, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: bool,
+) -> None:
+    install("tensorrt-cu13", "tensorrt")
+    if not answers:  # CUDA of a version that the driver doesn't know
+        monkeypatch.setattr(trt.cuda, "cudaGetDeviceCount", lambda: (35, None))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert ("Stand-in 9000, compute capability 8.7, driver for CUDA 12.6" in out) == answers
+    assert ("could not count the GPUs" in out) != answers
+    assert "is made for CUDA 13, the driver knows CUDA up to 12.6" in out
+    assert "→ update the driver, or install what is made for CUDA 12" in out
+
+
 def test_what_a_graph_may_not_hold(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
     from affectrt_export.engine.build import Options, build_engine
 
@@ -146,6 +232,109 @@ def test_what_a_graph_may_not_hold(trt: TensorRt, tiny_members: dict[str, bytes]
     error = error_of(lambda: build_engine(named, "m/x", {}, Options(), b"", None))
     assert error.code == "engine.unsupported" and "'node_7' (MatMulInteger): not known" in error.message
     assert "--precision fp16" in error.message
+
+
+def recurrent_fusion() -> bytes:
+    """A fusion graph of one GHRNN with a state of four over the text, as it is exported."""
+    random = np.random.default_rng(0)
+    w_x, w_h, bias = (random.standard_normal(shape).astype(np.float32) for shape in ((8, 12), (8, 4), (8,)))
+
+    def tied(blocks: Any) -> Any:
+        return np.concatenate([-blocks[:4], blocks])[None]
+
+    weights = {
+        "w": tied(w_x),
+        "r": tied(w_h),
+        "b": np.concatenate([tied(bias), np.zeros((1, 12), np.float32)], axis=1),
+        "heads": random.standard_normal((4, 8)).astype(np.float32),
+        "parts": np.array([1, 7]),
+        "one": np.array([1]),
+        "zero": np.array([0]),
+    }
+    node = onnx.helper.make_node
+    nodes = [
+        node("Transpose", ["text"], ["steps"], perm=[1, 0, 2]),
+        node("Cast", ["text_lengths"], ["lengths"], to=onnx.TensorProto.INT32),
+        node("GRU", ["steps", "w", "r", "b", "lengths"], ["", "last"], hidden_size=4),
+        node("Squeeze", ["last", "zero"], ["state"]),
+        node("MatMul", ["state", "heads"], ["both"]),
+        node("Split", ["both", "parts"], ["column", "emotion_logits"], axis=1),
+        node("Squeeze", ["column", "one"], ["sentiment"]),
+    ]
+    of = onnx.helper.make_tensor_value_info
+    inputs = []
+    for modality, dim in (("text", 12), ("audio", 10), ("vision", 8)):
+        inputs += [of(modality, onnx.TensorProto.FLOAT, ["B", f"T_{modality}", dim])]
+        inputs += [of(f"{modality}_lengths", onnx.TensorProto.INT64, ["B"])]
+    outputs = [of("sentiment", onnx.TensorProto.FLOAT, ["B"])]
+    outputs += [of("emotion_logits", onnx.TensorProto.FLOAT, ["B", 7])]
+    arrays = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    made = onnx.helper.make_graph(nodes, "fusion", inputs, outputs, arrays)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    return bytes(onnx.helper.make_model(made, opset_imports=opsets, ir_version=10).SerializeToString())
+
+
+@pytest.fixture
+def kernels(tmp_path: Path) -> Path:
+    """A folder as affectrt_kernels.aot writes it, but for what the PTX does."""
+    arguments = [{"name": name, "type": kind} for name, kind in ARGUMENTS.items()]
+    kernel = {
+        "name": "gated_rnn_forward_1_row_h4_fp32",
+        "arch": 87,
+        "ptx": "kernel.ptx",
+        "entry": "forward",
+        "block": [32, 1, 1],
+        "arguments": arguments,
+        "scratch": [{"name": "global_scratch", "bytes": 0}, {"name": "profile_scratch", "bytes": 0}],
+        "constants": {"GATES": 1, "REVERSE": False, "ROWS": 1, "H": 4},
+        "shared_bytes": 0,
+    }
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"kernels": [kernel]}))
+    parameters = ",\n".join(f"\t.param .u64 forward_param_{k}" for k in range(len(arguments) + 2))
+    (folder / "kernel.ptx").write_text(f".visible .entry forward(\n{parameters}\n)\n{{ ret; }}\n")
+    return folder
+
+
+def test_the_recurrence_as_a_kernel(
+    trt: TensorRt,
+    make_bundle: Callable[..., Path],
+    kernels: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = make_bundle(None, {"fusion.onnx": recurrent_fusion()})
+    build = ["build-engine", str(path), "--kernels", str(kernels)]
+    assert main(build) == 2
+    assert "expected TensorRT 10.9 or later, got 10.3.0" in capsys.readouterr().err
+    plugins = import_module("tests.sdk.stand_in_tensorrt").Plugins()
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugins)
+    monkeypatch.setattr(trt, "plugin", plugins, raising=False)
+    monkeypatch.setattr(trt, "QuickPluginCreationRequest", object, raising=False)
+    try:
+        assert main(build) == 0
+        assert plugins.registered == ["affectrt::gated_rnn_h4"]
+        assert main(build) == 0
+        assert capsys.readouterr().out.count("was there") == 4
+        cpu, gpu = (affectrt.load(path, device=device) for device in ("cpu", "cuda"))
+        for steps in (1, 7, 30):
+            one, other = (model.predict(features=rows(path, steps)) for model in (cpu, gpu))
+            assert one.sentiment == pytest.approx(other.sentiment, abs=1e-5)
+        assert main(build[:2]) == 0
+        out = capsys.readouterr().out
+        assert out.count("was there") == 3 and "was built with other options: other kernels" in out
+    finally:
+        sys.modules.pop("affectrt_export.engine.plugin", None)
+
+
+def test_kernels_that_are_of_no_use(
+    trt: TensorRt, tiny_bundle: Path, kernels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build-engine", str(tiny_bundle), "--kernels", str(kernels)]) == 2
+    assert "[engine.kernels] model tiny: expected a recurrence of one gate" in capsys.readouterr().err
+    assert main(["build-engine", str(tiny_bundle), "--kernels", str(kernels.parent)]) == 2
+    assert "expected what affectrt_kernels.aot writes" in capsys.readouterr().err
 
 
 def graph(trt: TensorRt, tiny_members: dict[str, bytes], most: int = 6) -> Any:
@@ -165,15 +354,15 @@ def tokens(steps: int, batch: int = 1, first: int = 0) -> dict[str, Any]:
 
 def test_recordings_answer_as_runs_do(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
     """Shapes in any order, each with new values: what is replayed reads the new ones."""
-    engine = graph(trt, tiny_members, most=20)
+    engine = graph(trt, tiny_members, most=7)
     session = onnxruntime.InferenceSession(tiny_members["text.onnx"], providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
     for turn in range(120):
-        given = tokens(int(random.integers(1, 21)), int(random.integers(1, 3)), first=turn % 5)
+        given = tokens(int(random.integers(1, 8)), int(random.integers(1, 3)), first=turn % 5)
         (states,) = engine(**given)
         np.testing.assert_array_equal(states, session.run(None, given)[0])
         assert len(trt.cuda.alive) <= 8
-    assert trt.cuda.launched > 5
+    assert trt.cuda.launched > 20, "14 shapes for 8 places"
 
 
 def test_a_shape_is_recorded_when_it_comes_again(trt: TensorRt, tiny_members: dict[str, bytes]) -> None:
@@ -246,6 +435,10 @@ def test_a_gpu_that_fails_says_why(trt: TensorRt, monkeypatch: pytest.MonkeyPatc
     assert error_of(find_gpu).code == "gpu.missing"
     monkeypatch.setattr(trt.cuda, "cudaGetDeviceCount", lambda: (35, None), raising=False)
     assert error_of(find_gpu).code == "gpu.missing"
+    for said in ((0, 0), (999, None)):
+        monkeypatch.setattr(trt.cuda, "cudaDriverGetVersion", lambda said=said: said)
+        error = error_of(find_gpu)
+        assert error.code == "gpu.missing" and "install the driver" in error.message
 
 
 @pytest.mark.parametrize(

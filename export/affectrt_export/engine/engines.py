@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -11,10 +11,10 @@ from typing import Any
 
 from affectrt.backends.tensorrt import engine_key
 from affectrt.bundle import Bundle
-from affectrt.engines import TIMING_BUILD, Engine, EngineBuild, EngineCache
-from affectrt.errors import require
+from affectrt.engines import TIMING_BUILD, Engine, EngineBuild, EngineCache, Profile
+from affectrt.errors import AffectError, require
 from affectrt_export.engine.build import Options, Progress, build_engine
-from affectrt_export.engine.profile import Limits, profiles
+from affectrt_export.engine.kernels import Kernel, with_kernels
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,37 @@ class Built:
 
 
 def build_engines(
-    bundle: Bundle, limits: Limits, options: Options, *, rebuild: bool, show: Callable[[str], Any]
+    bundle: Bundle,
+    shapes: Mapping[str, Profile],
+    options: Options,
+    kernels: Mapping[int, Kernel],
+    *,
+    rebuild: bool,
+    show: Callable[[str], AbstractContextManager[Progress | None]],
 ) -> Iterator[Built]:
     """Build what isn't in the cache, or all of it, one graph after the other.
 
-    ``show``: called with what is being built, gives a context with what shows the progress, or None.
+    ``shapes``: as :func:`affectrt_export.engine.profile.profiles` gives them; ``kernels``: for the fusion
+    model's recurrence, by state size, or none. ``show``: called with what is being built, gives a context
+    with what shows the progress, or None.
 
-    Raises ``gpu.missing``, ``engine.cache`` and as :func:`build_engine`; what was built before stays.
+    Raises ``gpu.missing``, ``engine.cache``, ``engine.kernels`` when no kernel is of use, and as
+    :func:`build_engine`; what was built before stays.
     """
-    cache, shapes = EngineCache(), profiles(bundle.manifest, limits)
+    cache = EngineCache()
+    fusion, used = with_kernels(bundle.read(bundle.manifest.graphs["fusion"]), kernels)
+    if kernels and not used:
+        raise AffectError(
+            "engine.kernels",
+            f"model {bundle.manifest.name}: expected a recurrence of one gate with a state of "
+            f"{', '.join(map(str, kernels))}, its fusion graph has none; leave out --kernels, or compile "
+            f"them with --bundle for this model",
+        )
+    _register(used)
     for graph, member in bundle.manifest.graphs.items():
         key = engine_key(bundle, graph)
-        build = EngineBuild(options.precision, options.version_compatible, shapes[graph])
+        held = "+".join(kernel.sha256 for kernel in used) if graph == "fusion" else ""
+        build = EngineBuild(options.precision, options.version_compatible, shapes[graph], held)
         found = cache.find(key, build)
         if isinstance(found, Engine) and not rebuild:
             yield Built(graph, cache.folder / f"{key.stem}.engine", len(found.data), None, "")
@@ -55,7 +74,7 @@ def build_engines(
         start = monotonic()
         with show(f"{graph}: ONNX → TensorRT on {key.gpu}") as progress:
             engine, learnt = build_engine(
-                bundle.read(member),
+                fusion if graph == "fusion" else bundle.read(member),
                 f"{bundle.manifest.name}/{member}",
                 shapes[graph],
                 options,
@@ -65,6 +84,21 @@ def build_engines(
         cache.store(key.timing(), TIMING_BUILD, learnt)
         path = cache.store(key, build, engine)
         yield Built(graph, path, len(engine), monotonic() - start, reason)
+
+
+def _register(kernels: Iterable[Kernel]) -> None:
+    for kernel in kernels:
+        import tensorrt as trt
+
+        if not hasattr(trt, "QuickPluginCreationRequest"):
+            raise AffectError(
+                "engine.kernels",
+                f"--kernels: expected TensorRT 10.9 or later, got {trt.__version__}, whose plugins can't be "
+                f"compiled ahead of time; leave out --kernels",
+            )
+        from affectrt_export.engine.plugin import register
+
+        register(kernel)
 
 
 @contextmanager

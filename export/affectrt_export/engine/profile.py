@@ -5,87 +5,123 @@ TensorRT is fastest at the usual shape and takes none beyond the largest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
-from affectrt.affect import MODALITIES
+from affectrt.affect import MODALITIES, Modality
 from affectrt.clip import LONGEST_WINDOW_S
 from affectrt.engines import Profile, Shape
 from affectrt.errors import AffectError
-from affectrt.manifest import Manifest
+from affectrt.features.passages import row_count
+from affectrt.features.text import WORDS_PER_SECOND
+from affectrt.manifest import AudioSpec, Manifest, RowsSpec, TextSpec, VisionSpec
 
 SUBSETS = 8
 """Rows of a fusion batch, at most: every subset of three modalities."""
 LEAVE_ONE_OUT = 4
 """Rows of the usual fusion batch: everything that is present, then without each modality."""
+USUAL_TOKENS = 24
+"""An utterance of some seventeen words."""
+ROWS, USUAL_ROWS = 500, 50
+"""Rows of what nothing else bounds: the longest of the field's unaligned data sets, and its aligned ones."""
+MOST = 4096
+"""Rows, words or faces that may be asked for: attention over more fills the memory of any GPU."""
+LONGEST_AUDIO_S = 60.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The largest inputs that engines take."""
+class _Reach:
+    """How much of one modality the engines take."""
 
-    text: int
-    """Tokens of an utterance, [CLS] and [SEP] included."""
-    audio: int
-    """Log-mel rows of a window."""
-    vision: int
-    """Faces of a window."""
-
-    @classmethod
-    def of(
-        cls,
-        manifest: Manifest,
-        *,
-        text: int | None = None,
-        audio_s: float | None = None,
-        vision: int | None = None,
-    ) -> Limits:
-        """The bundle's own limits, but for those that are given. Raises ``engine.limits``."""
-        most = manifest.text.max_tokens
-        if text is not None and not 3 <= text <= most:
-            raise AffectError(
-                "engine.limits",
-                f"--max-text: expected 3 to {most} tokens, the most that model {manifest.name} reads, got "
-                f"{text}",
-            )
-        spec = manifest.audio
-        seconds = LONGEST_WINDOW_S if audio_s is None else audio_s
-        if not spec.rows_per_state * spec.hop_s <= seconds <= 60:
-            raise AffectError(
-                "engine.limits",
-                f"--max-audio: expected {spec.rows_per_state * spec.hop_s:g} to 60 seconds, got {seconds:g}",
-            )
-        # One more each: times are floats, and a window may hold both of its ends.
-        faces = round(LONGEST_WINDOW_S * manifest.vision.rate_hz) + 1 if vision is None else vision
-        if not 1 <= faces <= 4096:
-            raise AffectError("engine.limits", f"--max-vision: expected 1 to 4096 faces, got {faces}")
-        return cls(most if text is None else text, round(seconds / spec.hop_s) + 1, faces)
+    encoder: Profile
+    """Inputs of its encoder; none where the application makes the rows."""
+    usual: int
+    """Rows in fusion."""
+    largest: int
+    """Rows in fusion."""
 
 
-def profiles(manifest: Manifest, limits: Limits) -> dict[str, Profile]:
-    """Graph → its inputs' shapes. The usual ones are those of a live window of the bundle's length."""
-    audio, vision = manifest.audio, manifest.vision
-    usual_rows = {
-        "text": min(24, limits.text),
-        "audio": min(round(manifest.window_s / audio.hop_s), limits.audio),
-        "vision": min(round(manifest.window_s * vision.rate_hz), limits.vision),
-    }
-    tokens = ((1, 1), (1, usual_rows["text"]), (1, limits.text))
-    mels, side = audio.n_mels, vision.crop_px
-    graphs: dict[str, Profile] = {
-        "text": {"input_ids": tokens, "attention_mask": tokens},
-        "audio": {
-            "log_mel": ((1, 1, mels), (1, usual_rows["audio"], mels), (1, limits.audio, mels)),
-        },
-        # Live, one face comes at a time.
-        "vision": {"faces": ((1, side, side), (1, side, side), (limits.vision, side, side))},
-    }
-    per_state = audio.rows_per_state
-    usual = {**usual_rows, "audio": -(-usual_rows["audio"] // per_state)}
-    largest = {"text": limits.text, "audio": -(-limits.audio // per_state), "vision": limits.vision}
+def profiles(manifest: Manifest, most: Mapping[Modality, float | None]) -> Mapping[str, Profile]:
+    """Graph → its inputs' shapes. The usual ones are those of a live window of the bundle's length.
+
+    ``most``: the largest input of each modality, where it isn't the default. That of text is in tokens, or in
+    words where rows are made of words; of audio in seconds; of vision in faces; and in rows where the
+    application makes them. Raises ``engine.limits``.
+    """
+    graphs: dict[str, Profile] = {}
     fusion: dict[str, tuple[Shape, Shape, Shape]] = {}
     for m in MODALITIES:
-        dim = manifest.dim(m)
-        fusion[m] = ((1, 1, dim), (LEAVE_ONE_OUT, max(usual[m], 1), dim), (SUBSETS, largest[m], dim))
-        fusion[f"{m}_lengths"] = ((1,), (LEAVE_ONE_OUT,), (SUBSETS,))
-    graphs["fusion"] = fusion
-    return graphs
+        reach, dim = _reach(manifest, m, most.get(m)), manifest.dim(m)
+        if reach.encoder:
+            graphs[m] = reach.encoder
+        fusion[m] = (1, 1, dim), (LEAVE_ONE_OUT, reach.usual, dim), (SUBSETS, reach.largest, dim)
+        fusion[f"{m}_lengths"] = (1,), (LEAVE_ONE_OUT,), (SUBSETS,)
+    return {**graphs, "fusion": fusion}
+
+
+def _reach(manifest: Manifest, modality: Modality, asked: float | None) -> _Reach:
+    spec, window_s = manifest.specs[modality], manifest.window_s
+    if isinstance(spec, TextSpec):
+        return _text(spec, window_s, asked)
+    if isinstance(spec, AudioSpec):
+        return _audio(spec, window_s, asked)
+    if isinstance(spec, VisionSpec):
+        return _vision(spec, window_s, asked)
+    if isinstance(spec, RowsSpec):
+        largest = _whole(modality, asked, ROWS, 1, MOST, "rows")
+        return _Reach({}, min(USUAL_ROWS, largest), largest)
+    if asked is not None:
+        raise AffectError(
+            "engine.limits",
+            f"--max-{modality}: model {manifest.name} knows no {modality}, got {asked:g}; leave it out",
+        )
+    return _Reach({}, 1, 1)  # the row of padding that stands for what is absent
+
+
+def _text(spec: TextSpec, window_s: float, asked: float | None) -> _Reach:
+    per_row = spec.words_per_row
+    if per_row:
+        # The encoder reads long texts in passages of all the tokens that it takes: words are the limit.
+        words = _whole("text", asked, ROWS * per_row, 1, MOST, "words")
+        tokens, largest = spec.max_tokens, row_count(words, per_row)
+        usual = min(row_count(round(window_s * WORDS_PER_SECOND), per_row), largest)
+    else:
+        tokens = largest = _whole("text", asked, spec.max_tokens, 3, spec.max_tokens, "tokens")
+        usual = min(USUAL_TOKENS, largest)
+    shapes = (1, 1), (1, min(USUAL_TOKENS, tokens)), (1, tokens)
+    return _Reach({"input_ids": shapes, "attention_mask": shapes}, max(usual, 1), largest)
+
+
+def _audio(spec: AudioSpec, window_s: float, asked: float | None) -> _Reach:
+    seconds = min(max(LONGEST_WINDOW_S, window_s), LONGEST_AUDIO_S) if asked is None else asked
+    shortest = spec.rows_per_state * spec.hop_s
+    if not shortest <= seconds <= LONGEST_AUDIO_S:
+        _refuse("audio", shortest, LONGEST_AUDIO_S, "seconds", seconds)
+    # One more: times are floats, and a window may hold both of its ends.
+    largest = round(seconds / spec.hop_s) + 1
+    usual = min(max(round(window_s / spec.hop_s), 1), largest)
+    mels = spec.n_mels
+    states = [-(-rows // spec.rows_per_state) for rows in (usual, largest)]
+    return _Reach({"log_mel": ((1, 1, mels), (1, usual, mels), (1, largest, mels))}, *states)
+
+
+def _vision(spec: VisionSpec, window_s: float, asked: float | None) -> _Reach:
+    default = round(max(LONGEST_WINDOW_S, window_s) * spec.rate_hz) + 1  # one more: as above
+    largest = _whole("vision", asked, default, 1, MOST, "faces")
+    usual = min(max(round(window_s * spec.rate_hz), 1), largest)
+    side = spec.crop_px
+    # Live, one face comes at a time.
+    return _Reach({"faces": ((1, side, side), (1, side, side), (largest, side, side))}, usual, largest)
+
+
+def _whole(modality: Modality, asked: float | None, default: int, low: int, high: int, unit: str) -> int:
+    if asked is None:
+        return min(default, high)
+    if not (low <= asked <= high and asked == int(asked)):
+        _refuse(modality, low, high, unit, asked)
+    return int(asked)
+
+
+def _refuse(modality: Modality, low: float, high: float, unit: str, got: float) -> NoReturn:
+    raise AffectError("engine.limits", f"--max-{modality}: expected {low:g} to {high:g} {unit}, got {got:g}")

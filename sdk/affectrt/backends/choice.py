@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from affectrt.affect import Modality
@@ -38,6 +39,8 @@ DEVICES: Mapping[str, tuple[str, ...]] = {
 ``native`` is several times faster than ONNX Runtime on a CPU and needs nothing but affectrt itself;
 ``tensorrt`` is taken once its engines were built here."""
 
+_FAULTS_OF_THE_MACHINE = ("backend.", "engine.", "extra.", "gpu.")
+
 
 def known_backends() -> tuple[str, ...]:
     """All that can be named."""
@@ -70,8 +73,26 @@ def obstacle(backend: str, bundle: Bundle) -> AffectError | None:
     return None
 
 
-def choose_backend(bundle: Bundle, named: str | None = None, device: str = "auto") -> str:
+@dataclass(frozen=True)
+class Choice:
+    """What runs a bundle here."""
+
+    backend: str
+    """One of :data:`BACKENDS`."""
+    reason: str
+    """Why this one; for people."""
+
+
+def choose_backend(
+    bundle: Bundle,
+    named: str | None = None,
+    device: str = "auto",
+    start: Callable[[str], object] = lambda backend: None,
+) -> Choice:
     """The backend that was named, or else the first that can on this device.
+
+    ``start`` is called with what seems able to: who turns out not to start here is passed over like one that
+    can't. A broken bundle is nobody's excuse.
 
     Raises what stands in the named one's way: who names a backend gets that one or an error. Without a name,
     when none can, raises what stands in the way of each. ``backend.device`` when the device is unknown or
@@ -90,17 +111,26 @@ def choose_backend(bundle: Bundle, named: str | None = None, device: str = "auto
                 f"device: expected {' or '.join(runs_on)}, which the backend {named} uses, got '{device}'; "
                 f"leave out one",
             )
-        return named
-    obstacles = []
+        start(named)
+        return Choice(named, "asked for by name")
+    obstacles: dict[str, AffectError] = {}
     for backend in DEVICES[device]:
         found = obstacle(backend, bundle)
         if found is None:
-            return backend
-        obstacles.append(found)
+            try:
+                start(backend)
+            except AffectError as error:
+                if not error.code.startswith(_FAULTS_OF_THE_MACHINE):
+                    raise
+                found = error
+            else:
+                told = "".join(f"; not {other}: {error.message}" for other, error in obstacles.items())
+                return Choice(backend, f"the first of {', '.join(DEVICES[device])} that can{told}")
+        obstacles[backend] = found
     if device == "cuda":
-        told = "; ".join(error.message for error in obstacles)
+        told = "; ".join(error.message for error in obstacles.values())
         raise AffectError("backend.unavailable", f"device cuda: nothing can run on it here: {told}")
-    raise obstacles[-1]  # ONNX Runtime, which knows every model
+    raise obstacles[DEVICES[device][-1]]  # ONNX Runtime, which knows every model
 
 
 def load_fusion(bundle: Bundle, backend: str, threads: int | None, device: str = "auto") -> Fusion:
@@ -150,8 +180,8 @@ def _check_engines(bundle: Bundle) -> None:
     if not EngineCache().holds(bundle.sha256):
         raise AffectError(
             "engine.missing",
-            f"model {bundle.manifest.name}: TensorRT has no engines for it here; run 'affectrt build-engine' "
-            f"on this machine",
+            f"model {bundle.manifest.name}: no TensorRT engines of it are here; where there is an NVIDIA "
+            f"GPU, 'affectrt build-engine' builds them",
         )
     from affectrt.backends.tensorrt import find_engine
 

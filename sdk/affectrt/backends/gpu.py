@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 Bytes = npt.NDArray[np.uint8]
+_Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Gpu:
 
 def find_gpu() -> Gpu:
     """Ask the driver. Raises ``extra.missing`` without ``cuda-python``, ``gpu.missing`` without a GPU."""
-    _cudart()
+    cuda = driver_cuda()
     from cuda.bindings import runtime as cudart
 
     try:
@@ -40,24 +43,41 @@ def find_gpu() -> Gpu:
         if not count:
             raise AffectError("gpu.missing", "GPU: the driver sees none; check the card and nvidia-smi")
         (described,) = _checked("describe the GPU", cudart.cudaGetDeviceProperties(0))
-        properties: cudart.cudaDeviceProp = described
-        (version,) = _checked("ask the driver's version", cudart.cudaDriverGetVersion())
-    except RuntimeError as error:  # cuda-python finds no libcuda.so
-        raise AffectError(
-            "gpu.missing",
-            f"GPU: no NVIDIA driver answers ({error}); install the driver, and in a container pass the GPU "
-            f"on (--gpus all, or --runtime nvidia on a Jetson)",
-        ) from error
     except AffectError as error:
         if error.code != "gpu.failed":
             raise
         raise AffectError("gpu.missing", error.message) from error
+    properties: cudart.cudaDeviceProp = described
     name: bytes = properties.name
     return Gpu(
         name=name.split(b"\0")[0].decode("utf-8", "replace"),
         compute_capability=f"{properties.major}.{properties.minor}",
-        cuda=f"{version // 1000}.{version % 1000 // 10}",
+        cuda=cuda,
     )
+
+
+def driver_cuda() -> str:
+    """The newest CUDA that the driver knows, ``13.0``; it tells even one that is too old for our libraries.
+
+    Raises ``extra.missing`` without ``cuda-python``, ``gpu.missing`` without a driver.
+    """
+    _cudart()
+    from cuda.bindings import runtime as cudart
+
+    version, reason = 0, "there is none"
+    try:
+        (version,) = _checked("ask the driver's version", cudart.cudaDriverGetVersion())
+    except RuntimeError as error:  # cuda-python finds no libcuda.so
+        reason = str(error)
+    except AffectError as error:
+        reason = error.message
+    if not version:
+        raise AffectError(
+            "gpu.missing",
+            f"GPU: no NVIDIA driver answers ({reason}); install the driver, and in a container pass the GPU "
+            f"on (--gpus all, or --runtime nvidia on a Jetson)",
+        )
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 class Stream:
@@ -72,12 +92,12 @@ class Stream:
         # Not the default stream: that one can't be captured.
         flags = cudart.cudaStreamNonBlocking
         (self._stream,) = _checked("create a stream", cudart.cudaStreamCreateWithFlags(flags))
-        self._device: list[int] = []
-        self._pinned: list[int] = []
-        self._replays: list[Any] = []
-        self._finalizer = weakref.finalize(
-            self, _release, self._stream, self._device, self._pinned, self._replays
-        )
+        self._buffers: list[_Call] = []
+        self._recordings: dict[int, _Call] = {}
+        # Calls, not names: when the interpreter ends, modules may be gone before the last stream.
+        wait = partial(cudart.cudaStreamSynchronize, self._stream)
+        destroy = partial(cudart.cudaStreamDestroy, self._stream)
+        weakref.finalize(self, _release, wait, self._recordings, self._buffers, destroy)
 
     @property
     def handle(self) -> int:
@@ -96,7 +116,7 @@ class Stream:
 
         what = f"allocate {size} bytes on the GPU"
         (address,) = _checked(what, cudart.cudaMalloc(max(size, 1)))
-        self._device.append(int(address))
+        self._buffers.append(partial(cudart.cudaFree, address))
         return int(address)
 
     def pinned_buffer(self, size: int) -> Bytes:
@@ -105,7 +125,7 @@ class Stream:
 
         what = f"allocate {size} pinned bytes"
         (address,) = _checked(what, cudart.cudaMallocHost(max(size, 1)))
-        self._pinned.append(int(address))
+        self._buffers.append(partial(cudart.cudaFreeHost, address))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(address)))
 
     def copy_in(self, device: int, host: Bytes, size: int) -> None:
@@ -149,7 +169,7 @@ class Stream:
             (replay,) = _checked("prepare what was recorded", cudart.cudaGraphInstantiate(graph, 0))
         finally:
             cudart.cudaGraphDestroy(graph)
-        self._replays.append(replay)
+        self._recordings[id(replay)] = partial(cudart.cudaGraphExecDestroy, replay)
         return replay
 
     def replay(self, replay: Any) -> None:
@@ -160,10 +180,7 @@ class Stream:
 
     def forget(self, replay: Any) -> None:
         """Free a recording."""
-        from cuda.bindings import runtime as cudart
-
-        self._replays.remove(replay)
-        cudart.cudaGraphExecDestroy(replay)
+        self._recordings.pop(id(replay))()
 
 
 def _cudart() -> ModuleType:
@@ -185,14 +202,6 @@ def _checked(what: str, result: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _release(stream: Any, device: list[int], pinned: list[int], replays: list[Any]) -> None:
-    from cuda.bindings import runtime as cudart
-
-    cudart.cudaStreamSynchronize(stream)
-    for replay in replays:
-        cudart.cudaGraphExecDestroy(replay)
-    for address in device:
-        cudart.cudaFree(address)
-    for address in pinned:
-        cudart.cudaFreeHost(address)
-    cudart.cudaStreamDestroy(stream)
+def _release(wait: _Call, recordings: dict[int, _Call], buffers: list[_Call], destroy: _Call) -> None:
+    for call in (wait, *recordings.values(), *buffers, destroy):
+        call()

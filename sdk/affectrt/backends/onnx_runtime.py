@@ -64,29 +64,31 @@ class OnnxGraph:
         if _saturates():
             # ONNX Runtime then takes a slower path that doesn't.
             options.add_session_config_entry("session.x64quantprecision", "1")
+        used: list[str] = []
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a provider that doesn't start; asked for below
+                # Without fallback: it would start again without the GPU, now and after a fault.
                 self._session = ort.InferenceSession(
-                    model, options, providers=list(dict.fromkeys([provider, CPU]))
+                    model, options, providers=list(dict.fromkeys([provider, CPU])), enable_fallback=0
                 )
+            used = self._session.get_providers()
         except Exception as error:  # the runtime raises its own classes, which share no other base
-            reason = str(error).strip().splitlines()
-            raise AffectError(
-                "graph.invalid",
-                f"{name}: ONNX Runtime {ort.__version__} could not load this graph "
-                f"({reason[0] if reason else type(error).__name__}); export the model again",
-            ) from error
-        used: list[str] = self._session.get_providers()
+            # Some providers that don't start raise, with a class that no fault of a graph has; some don't.
+            if provider == CPU or type(error) not in (RuntimeError, ValueError):
+                reason = str(error).strip().splitlines()
+                raise AffectError(
+                    "graph.invalid",
+                    f"{name}: ONNX Runtime {ort.__version__} could not load this graph "
+                    f"({reason[0] if reason else type(error).__name__}); export the model again",
+                ) from error
         if provider not in used:
             raise AffectError(
                 "backend.unavailable",
-                f"{name}: {provider} was asked for and doesn't start here, ONNX Runtime would use "
-                f"{', '.join(used)}; install the CUDA and cuDNN that onnxruntime-gpu {ort.__version__} names "
-                f"(pip install 'onnxruntime-gpu[cuda,cudnn]'), or name another backend",
+                f"{name}: {provider} was asked for and doesn't start here, ONNX Runtime would go on without "
+                f"it; install the CUDA, cuDNN and TensorRT that onnxruntime-gpu {ort.__version__} names (pip "
+                f"install 'onnxruntime-gpu[cuda,cudnn]'), or name another backend",
             )
-        if provider != CPU:
-            self._session.disable_fallback()  # after a fault it would start again without the GPU
         self._name = name
         self._inputs: dict[str, Any] = {node.name: node for node in self._session.get_inputs()}
         self._outputs = tuple(node.name for node in self._session.get_outputs())

@@ -202,7 +202,7 @@ class EngineGraph:
             if not context.set_input_shape(name, shape):
                 self._fail(f"input '{name}' can't have the shape {list(shape)}", shapes)
             self._stream.copy_in(tensor.device, tensor.host, tensor.size(shape))
-        outputs = tuple(tuple(context.get_tensor_shape(name)) for name in self._outputs)
+        outputs = tuple(_shape(context.get_tensor_shape(name)) for name in self._outputs)
         if not context.execute_async_v3(self._stream.handle):
             self._fail("TensorRT could not run", shapes)
         for tensor, shape in zip(self._outputs.values(), outputs, strict=True):
@@ -264,14 +264,14 @@ class EngineGraph:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         given = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         for name in given:
-            smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
+            smallest, _, largest = map(_shape, engine.get_tensor_profile_shape(name, 0))
             self._inputs[name] = self._tensor(name, smallest, largest)
             if not self._context.set_input_shape(name, largest):
                 self._refuse(f"input '{name}' doesn't take its own largest shape {list(largest)}")
         for name in names:
             if name in self._inputs:
                 continue
-            largest = tuple(self._context.get_tensor_shape(name))
+            largest = _shape(self._context.get_tensor_shape(name))
             if min(largest, default=0) < 0:
                 self._refuse(f"the shape of output '{name}' depends on more than the inputs' shapes")
             self._outputs[name] = self._tensor(name, largest, largest)
@@ -300,3 +300,7 @@ class EngineGraph:
     def _fail(self, reason: str, shapes: Shapes) -> NoReturn:
         told = ", ".join(f"{name} {list(shape)}" for name, shape in zip(self._inputs, shapes, strict=True))
         raise AffectError("graph.failed", f"{self._name}: {reason} with {told}; stderr has TensorRT's reason")
+
+
+def _shape(dims: trt.Dims) -> Shape:
+    return tuple(dims[axis] for axis in range(len(dims)))

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from affectrt.backends.native import extension
 from affectrt.cli import Command
 from affectrt.cli.bundles import BUNDLE_VARIABLE, add_backend_option, bundle_candidates
 from affectrt.cli.doctor_bundle import check_bundle
-from affectrt.cli.doctor_gpu import check_gpu
+from affectrt.cli.doctor_gpu import check_gpu, check_providers
 from affectrt.cli.equations import ghrnn_cma, random_weights
 from affectrt.cli.finding import Finding, foreign_architecture, remedy
 from affectrt.errors import AffectError
@@ -123,7 +124,7 @@ def check_extras(owners: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
     for extra, names in declared.items():
         yield _check_extra(extra, names, owners)
     if "onnxruntime" in owners:
-        yield _check_providers(gpu="onnxruntime-gpu" in owners["onnxruntime"])
+        yield from check_providers(gpu="onnxruntime-gpu" in owners["onnxruntime"])
 
 
 def _check_extra(extra: str, names: Sequence[str], owners: Mapping[str, Sequence[str]]) -> Finding:
@@ -154,25 +155,8 @@ def _import_fault(distribution: str, owners: Mapping[str, Sequence[str]]) -> str
     try:
         importlib.import_module(same if same in modules or not modules else modules[0])
     except Exception as error:  # whatever a foreign library raises when it can't start
-        return f"importing it fails: {' '.join(str(error).split())}"
+        return f"importing it fails: {shorten(str(error), 200, placeholder='…')}"
     return ""
-
-
-def _check_providers(*, gpu: bool) -> Finding:
-    try:
-        providers: list[str] = importlib.import_module("onnxruntime").get_available_providers()
-    except (ImportError, AttributeError) as error:
-        return Finding(
-            "FAULT", "ONNX Runtime", f"doesn't start: {error}", "pip install --force-reinstall onnxruntime"
-        )
-    if gpu and "CUDAExecutionProvider" not in providers:
-        return Finding(
-            "FAULT",
-            "ONNX Runtime",
-            f"onnxruntime-gpu is installed but offers no CUDA, only {', '.join(providers)}",
-            "install the CUDA and cuDNN versions that it names, or use affectrt[cpu]",
-        )
-    return Finding("ok", "ONNX Runtime", ", ".join(providers))
 
 
 def report(findings: Sequence[Finding]) -> str:

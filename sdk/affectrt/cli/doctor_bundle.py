@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 from affectrt.affect import Affect
-from affectrt.backends.choice import DEVICES, known_backends, obstacle
+from affectrt.backends.choice import DEVICES, choose_backend, known_backends, obstacle
 from affectrt.bundle import Bundle
 from affectrt.cli.finding import Finding
 from affectrt.engines import EngineCache
@@ -42,6 +43,14 @@ def check_bundle(path: Path, backend: str | None = None) -> Iterator[Finding]:
             yield _fault(subject, error)
     if len(results) > 1:
         yield compare(subject, results)
+    if backend is None and results:
+        choice = choose_backend(bundle, start=partial(_check_ran, results))
+        yield Finding("ok", subject, f"without a name, {choice.backend} runs it: {choice.reason}")
+
+
+def _check_ran(results: Mapping[str, Affect], backend: str) -> None:
+    if backend not in results:
+        raise AffectError("backend.unavailable", "it doesn't run, as told above")
 
 
 def compare(subject: str, results: dict[str, Affect]) -> Finding:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 
@@ -24,6 +25,8 @@ class Finding:
     """What to do about it; a command where one does it."""
 
 
+FOREIGN_FILES = "its files are for another processor: pip install --force-reinstall --no-cache-dir {name}"
+
 TRAPS = (
     (
         r"numpy\.core\.multiarray failed|_ARRAY_API not found|compiled using NumPy 1|dtype size changed",
@@ -32,7 +35,7 @@ TRAPS = (
     ),
     (
         r"its wheel is for|wrong ELF class|invalid ELF header|Exec format error|incompatible architecture",
-        "its files are for another processor: pip install --force-reinstall --no-cache-dir {name}",
+        FOREIGN_FILES,
     ),
     (
         r"GLIBC(XX)?_[\d.]+. not found",
@@ -54,6 +57,10 @@ TRAPS = (
 
 def remedy(reason: str, name: str) -> str:
     """How to mend a distribution that can't be imported for this reason."""
+    unopened = re.search(r"(/[^:]+): cannot open shared object file", reason)
+    if unopened and Path(unopened[1]).is_file():
+        # glibc says so of a library that is there and for another processor of as many bits.
+        return FOREIGN_FILES.format(name=name)
     for pattern, fix in TRAPS:
         if re.search(pattern, reason):
             return fix.format(name=name)

@@ -7,8 +7,9 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from affectrt.backends.choice import DEVICES, known_backends, obstacle
+from affectrt.backends.choice import DEVICES, choose_backend, known_backends, obstacle
 from affectrt.cli import Command
+from affectrt.errors import AffectError
 from affectrt.manifest import AudioSpec, RowsSpec, TextSpec, VisionSpec
 
 if TYPE_CHECKING:
@@ -83,12 +84,20 @@ def _features(spec: TextSpec | AudioSpec | VisionSpec | RowsSpec | None) -> str:
 
 
 def _backends(bundle: Bundle) -> list[str]:
-    """What runs the model here, the default first, then what doesn't and why; GPUs only where they can."""
+    """What would run the model here and why, what else could, and what of the default can't."""
     obstacles = {backend: obstacle(backend, bundle) for backend in known_backends()}
-    obstacles = {b: found for b, found in obstacles.items() if found is None or b in DEVICES["cpu"]}
-    able = [backend for backend, found in obstacles.items() if found is None]
-    told = [", ".join(able) or "none can run it here"]
-    told += [f"not {backend}: {found.message}" for backend, found in obstacles.items() if found is not None]
+    wanted = DEVICES["auto"]
+    try:
+        choice = choose_backend(bundle)
+    except AffectError:
+        told = ["none can run it here"]
+        after = wanted
+    else:
+        told = [f"{choice.backend}, {choice.reason}"]
+        others = [b for b, found in obstacles.items() if found is None and b != choice.backend]
+        told += [f"also {', '.join(others)}"] if others else []
+        after = wanted[wanted.index(choice.backend) + 1 :]
+    told += [f"not {b}: {found.message}" for b in after if (found := obstacles[b]) is not None]
     return wrap("; ".join(told), 80, initial_indent="backend  ", subsequent_indent=" " * 9)
 
 
