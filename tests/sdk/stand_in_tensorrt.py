@@ -239,7 +239,7 @@ class TensorRt(ModuleType):
     ILogger = Logger = StandInLogger
     IProgressMonitor = object
     TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
-    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1, PREFER_AOT_PYTHON_PLUGINS=3)
     BuilderFlag = SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="compatible")
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     OnnxParser = StandInParser
@@ -262,7 +262,8 @@ class TensorRt(ModuleType):
             return self.configs[-1]
 
         def build(network: Any, config: StandInConfig) -> bytes:
-            assert network.flags == 2, "strongly typed"
+            holds_plugins = any(node.domain for node in onnx.load_from_string(network.model).graph.node)
+            assert network.flags == (2 | 8 if holds_plugins else 2), "strongly typed, ahead of time"
             monitor = config.progress_monitor
             monitor.phase_start("Building", None, 2)
             assert monitor.step_complete("Building", 0)
