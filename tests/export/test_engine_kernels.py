@@ -78,6 +78,7 @@ def test_the_graph_computes_the_same(fusion: bytes) -> None:
     """With the equations in the kernel's place, over lengths and batches."""
     changed, used = with_kernels(fusion, KERNELS)
     assert used == (KERNEL,)
+    onnx.checker.check_model(onnx.load_from_string(changed))
     operators = [node.op_type for node in onnx.load_from_string(changed).graph.node]
     assert "GRU" not in operators and operators.count(KERNEL.operator) == 3
     reference = ReferenceEvaluator(onnx.load_from_string(changed), new_ops=[Recurrence])

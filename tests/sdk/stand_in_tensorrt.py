@@ -90,6 +90,11 @@ class StandInContext:
         self.engine = engine
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.has_memory = False
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size == 512 and len(self.engine.cuda.memory[address]) == 512
+        self.has_memory = True
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         return index == 0
@@ -114,7 +119,7 @@ class StandInContext:
         return shape
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 77
+        assert stream == 77 and self.has_memory
         shapes = dict(self.shapes)
 
         def work() -> None:
@@ -136,6 +141,7 @@ class StandInEngine:
         self.session = session(self.model)
         self.inputs: dict[str, Any] = {node.name: DTYPES[node.type] for node in self.session.get_inputs()}
         self.outputs: list[str] = [node.name for node in self.session.get_outputs()]
+        self.device_memory_size_v2 = 512
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
 
     def get_tensor_name(self, index: int) -> str:
@@ -150,7 +156,8 @@ class StandInEngine:
     def get_tensor_profile_shape(self, name: str, index: int) -> Any:
         return self.profile[name]
 
-    def create_execution_context(self) -> StandInContext:
+    def create_execution_context(self, strategy: str) -> StandInContext:
+        assert strategy == "user managed"
         return StandInContext(self)
 
 
@@ -238,8 +245,9 @@ class TensorRt(ModuleType):
     __version__ = "10.3.0"
     ILogger = Logger = StandInLogger
     IProgressMonitor = object
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
     TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
-    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1, PREFER_AOT_PYTHON_PLUGINS=3)
     BuilderFlag = SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="compatible")
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     OnnxParser = StandInParser
@@ -262,7 +270,8 @@ class TensorRt(ModuleType):
             return self.configs[-1]
 
         def build(network: Any, config: StandInConfig) -> bytes:
-            assert network.flags == 2, "strongly typed"
+            holds_plugins = any(node.domain for node in onnx.load_from_string(network.model).graph.node)
+            assert network.flags == (2 | 8 if holds_plugins else 2), "strongly typed, ahead of time"
             monitor = config.progress_monitor
             monitor.phase_start("Building", None, 2)
             assert monitor.step_complete("Building", 0)

@@ -77,18 +77,25 @@ class Progress(trt.IProgressMonitor):  # type: ignore[misc]
 
 
 def build_engine(
-    graph: bytes, name: str, profile: Profile, options: Options, timings: bytes, progress: Progress | None
+    graph: bytes,
+    name: str,
+    profile: Profile,
+    options: Options,
+    timings: bytes,
+    progress: Progress | None,
+    flags: int = 0,
 ) -> tuple[bytes, bytes]:
     """A serialised ONNX graph → the serialised engine and what was learnt on the way, for the next one.
 
-    ``timings``: what an earlier call on this machine returned second, or nothing.
+    ``timings``: what an earlier call on this machine returned second, or nothing. ``flags``: what the network
+    needs beyond strong types.
 
     Raises ``engine.unsupported`` when the graph holds what TensorRT doesn't know, ``engine.profile`` when its
     inputs aren't the profile's, ``engine.failed`` when TensorRT gives up.
     """
     messages = Messages()
     builder = trt.Builder(messages)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = builder.create_network(flags | 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, messages)
     if not parser.parse(graph):
         raise AffectError(

@@ -60,7 +60,7 @@ def build_engines(
             f"{', '.join(map(str, kernels))}, its fusion graph has none; leave out --kernels, or compile "
             f"them with --bundle for this model",
         )
-    _register(used)
+    flags = _register(used)
     for graph, member in bundle.manifest.graphs.items():
         key = engine_key(bundle, graph)
         held = "+".join(kernel.sha256 for kernel in used) if graph == "fusion" else ""
@@ -80,13 +80,16 @@ def build_engines(
                 options,
                 timings.data if isinstance(timings, Engine) else b"",
                 progress,
+                flags if graph == "fusion" else 0,
             )
         cache.store(key.timing(), TIMING_BUILD, learnt)
         path = cache.store(key, build, engine)
         yield Built(graph, path, len(engine), monotonic() - start, reason)
 
 
-def _register(kernels: Iterable[Kernel]) -> None:
+def _register(kernels: Iterable[Kernel]) -> int:
+    """Make TensorRT know them, and return the flags of networks that hold them."""
+    flags = 0
     for kernel in kernels:
         import tensorrt as trt
 
@@ -96,9 +99,11 @@ def _register(kernels: Iterable[Kernel]) -> None:
                 f"--kernels: expected TensorRT 10.9 or later, got {trt.__version__}, whose plugins can't be "
                 f"compiled ahead of time; leave out --kernels",
             )
-        from affectrt_export.engine.plugin import register
+        from affectrt_export.engine.plugin import NETWORK_FLAGS, register
 
         register(kernel)
+        flags = NETWORK_FLAGS
+    return flags
 
 
 @contextmanager

@@ -8,6 +8,9 @@ import tensorrt.plugin as trtp
 
 from affectrt_export.engine.kernels import NAMESPACE, Kernel
 
+NETWORK_FLAGS = 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
+"""Of a network with such plugins."""
+
 _registered: dict[str, str] = {}
 
 

@@ -120,6 +120,9 @@ class EngineGraph:
         self._engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(engine.data)
         if self._engine is None:
             self._refuse("TensorRT could not read this engine")
+        # One for all contexts, which take turns on one stream: with recordings there are several.
+        self._scratch_size: int = self._engine.device_memory_size_v2
+        self._scratch = self._stream.device_buffer(self._scratch_size)
         self._context = self._new_context()
         self._inputs: dict[str, _Tensor] = {}
         self._outputs: dict[str, _Tensor] = {}
@@ -247,10 +250,14 @@ class EngineGraph:
         return _Recording(context, replay, outputs)
 
     def _new_context(self) -> trt.IExecutionContext:
+        import tensorrt as trt
+
         assert self._engine is not None
-        context: trt.IExecutionContext | None = self._engine.create_execution_context()
+        mine = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context: trt.IExecutionContext | None = self._engine.create_execution_context(mine)
         if context is None:
             self._refuse("TensorRT could not make room to run it")
+        context.set_device_memory(self._scratch, self._scratch_size)
         if not context.set_optimization_profile_async(0, self._stream.handle):
             self._refuse("TensorRT could not choose its only profile")
         self._stream.wait()
