@@ -1,4 +1,4 @@
-"""What each precision costs and saves: every run exported as fp32, fp16 and int8, checked, and timed in turns.
+"""What each precision costs and saves: every run as fp32, fp16 and int8, checked, and timed in turns.
 
 Run from the repository root, with runs of ``affectrt train`` and the data that they were trained on:
 ``python -m benchmarks.exports runs/pom/* --data pom_trimodal.npz --label-range 1 7 -o docs/results/exports``.
@@ -139,11 +139,11 @@ def markdown(rows: Sequence[Row], dataset: Dataset, command: str, machine_lines:
         [
             "# Every system in every precision",
             "",
-            f"Trained on {dataset.name}, exported, opened again as a device does. *To PyTorch*: largest difference "
-            "of an fp32 graph from PyTorch over all lengths and patterns of missing modalities, at fp16 also of the "
-            "fp16 graph from that. *Metric*: on the split valid, of the run in PyTorch and of the bundle. *Window* "
-            "and *fusion*: median ratio of latency to the system's fp32 bundle on ONNX Runtime, one thread, timed "
-            "in turns, with the quartiles of the rounds.",
+            f"Trained on {dataset.name}, exported, opened again as a device does. *To PyTorch*: largest "
+            "difference of an fp32 graph from PyTorch over all lengths and patterns of missing modalities, "
+            "at fp16 also of the fp16 graph from that. *Before* and *after*: on the split valid, the run in "
+            "PyTorch and the bundle. *Window* and *fusion*: median ratio of latency to the system's fp32 "
+            "bundle on ONNX Runtime, one thread, timed in turns, with the quartiles of the rounds.",
             "",
             table(HEAD, lines),
             "",
@@ -186,9 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("exports"), help="folder of the report")
-    parser.add_argument(
-        "--rounds", type=int, default=30, help="windows of each bundle (default: %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=30, help="windows of each (default: %(default)s)")
     parser.add_argument("--max-drop", type=float, default=0.01, help="of the metric (default: %(default)s)")
     add_data_options(parser, required=True)
     args = parser.parse_args(arguments)
