@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental import _config as fx_config
 
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.errors import AffectError
@@ -142,7 +143,9 @@ def _export(
         )
     varying = {axis for _, axes in inputs.values() for axis in axes if isinstance(axis, str)}
     dims = {name: torch.export.Dim(name, min=1) for name in sorted(varying)}
-    with _quiet_exporter(), torch.no_grad():
+    # Else a size that the network halves down to one row would be taken for more than one.
+    sizes = fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with _quiet_exporter(), torch.no_grad(), sizes:
         traced = torch.export.export(
             module,
             (),

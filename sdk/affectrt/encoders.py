@@ -78,9 +78,10 @@ class Encoders:
         self._text = _Once(text_features)
         self._audio_graph = _Once(lambda: encoder("audio", AudioSpec, "log_mel"))
         self._vision_graph = _Once(lambda: encoder("vision", VisionSpec, "faces"))
-        for encoder in (self._text, self._audio_graph, self._vision_graph):
+        made: tuple[Callable[[], object], ...] = (self._text, self._audio_graph, self._vision_graph)
+        for make in made:
             try:
-                encoder()
+                make()
             except AffectError as error:
                 if error.code not in ("extra.missing", "model.no_extractor", "model.no_modality"):
                     raise
