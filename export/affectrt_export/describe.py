@@ -56,13 +56,15 @@ def describe(fitted: Fitted, name: str, precision: str, opset: int, licence: str
     members = [f"{part}.onnx" for part in parts] + ([TOKENIZER] if "text" in parts else [])
 
     def made(weights: str | None) -> Manifest:
-        fields = {
+        fields: dict[str, Any] = {
             "schema": SCHEMA,
             "name": name,
             "family": fitted.config.system,
             "config": asdict(fitted.model.config),
             "labels": list(EMOTIONS),
-            **specs,
+            "text": specs["text"],
+            "audio": specs["audio"],
+            "vision": specs["vision"],
             "fusion": {"graph": "fusion.onnx", "weights": weights},
             "calibration": asdict(fitted.calibration) if fitted.calibration is not None else {},
             "window_s": LONGEST_WINDOW_S,

@@ -166,8 +166,8 @@ def _export(
             custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
-        if program is None:
-            raise AssertionError("unreachable: with dynamo=True the exporter returns a program or raises")
+        assert program is not None and program.exported_program is not None  # with dynamo=True
+        source = program.exported_program
         fold_weights(program)
         model = program.model_proto
     _declare_shapes(model.graph.input, {name: axes for name, (_, axes) in inputs.items()})
@@ -177,7 +177,7 @@ def _export(
         opset.downgrade(model)
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)
-    return Exported(serialize(model), program.exported_program)
+    return Exported(serialize(model), source)
 
 
 def serialize(model: Any) -> bytes:

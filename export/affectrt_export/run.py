@@ -181,7 +181,7 @@ def _longest(fitted: Fitted, modality: Modality, real: Sequence[FloatArray]) -> 
         joined = np.concatenate(real)
         return np.asarray(np.resize(joined, (longest, joined.shape[1])), np.float32)
     random = np.random.default_rng(0).standard_normal((longest, fitted.dims[modality]))
-    return (random * told.get("std", 1.0) + told.get("mean", 0.0)).astype(np.float32)
+    return np.asarray(random * told.get("std", 1.0) + told.get("mean", 0.0), np.float32)
 
 
 def _check_answers(path: Path, fitted: Fitted, tolerance: float) -> None:

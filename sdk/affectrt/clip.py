@@ -66,7 +66,9 @@ def read_clip(
     # Whoever was seen at all in the clip was there: no face is too old here.
     timeline = Timeline(encoders, window_s=LONGEST_WINDOW_S, keep_s=inf, face_hold_s=inf)
     if video is not None:
-        replaced: set[Modality] = {*(features or {}), *(["audio"] if audio is not None else [])}
+        replaced: set[Modality] = set(features or {})
+        if audio is not None:
+            replaced.add("audio")
         if reads := _of_video(encoders, replaced):
             rate_hz = encoders.frame_rate_hz if "vision" in reads else None
             _read_media(timeline, video, audio="audio" in reads, video="vision" in reads, rate_hz=rate_hz)

@@ -224,8 +224,10 @@ class Manifest:
     @property
     def graphs(self) -> Mapping[str, str]:
         """What runs → its member: the encoders that the bundle has, then ``fusion``."""
-        encoders = {m: spec.graph for m, spec in self.specs.items() if not isinstance(spec, RowsSpec | None)}
-        return {**encoders, "fusion": self.fusion.graph}
+        found: dict[str, str] = {
+            m: spec.graph for m, spec in self.specs.items() if not isinstance(spec, RowsSpec | None)
+        }
+        return found | {"fusion": self.fusion.graph}
 
     def named_members(self) -> Iterator[str]:
         """The members that graphs, tokenizer and weights name."""

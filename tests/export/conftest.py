@@ -18,7 +18,7 @@ from affectrt.calibration import PRESENCE_KEYS
 from affectrt.features.audio import AudioConfig
 from affectrt.features.vision import VisionConfig
 from affectrt_export import graphs
-from affectrt_export.gate import probe_sentences
+from affectrt_export.gate import Int8Gate, probe_sentences
 from affectrt_export.package import ExportReport, export_starter
 from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
 from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
@@ -117,6 +117,13 @@ def report(
     """One good export of the tiny starter, its gate measured."""
     path = tmp_path_factory.mktemp("export") / "tiny.affect"
     return export_starter(starter, path, data=make_mosi(lambda sentence: len(sentence) % 7 - 3.0))
+
+
+@pytest.fixture(scope="session")
+def int8_gate(report: ExportReport) -> Int8Gate:
+    """What that export measured of int8."""
+    assert report.gate is not None
+    return report.gate
 
 
 @pytest.fixture(scope="session")

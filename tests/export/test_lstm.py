@@ -18,7 +18,7 @@ class Reader(nn.Module):
 
     def __init__(self, **settings: bool | int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(3, 4, batch_first=True, **settings)  # type: ignore[arg-type]
+        self.lstm = nn.LSTM(3, 4, batch_first=True, **settings)
         self.out = nn.Linear(8 if settings.get("bidirectional") else 4, len(EMOTIONS))
 
     def forward(
@@ -70,7 +70,7 @@ def test_the_operator_is_an_lstm(reverse: bool) -> None:
 
 @pytest.mark.parametrize("settings", [{"batch_first": False}, {"batch_first": True, "proj_size": 2}])
 def test_another_lstm_is_refused_by_name(settings: dict[str, bool | int]) -> None:
-    module = nn.ModuleDict({"reads": nn.LSTM(3, 4, **settings)})  # type: ignore[arg-type]
+    module = nn.ModuleDict({"reads": nn.LSTM(3, 4, **settings)})
     with pytest.raises(AffectError, match="reads: expected") as caught, through_operator(module):
         pass
     assert caught.value.code == "export.lstm"

@@ -105,7 +105,9 @@ def test_every_system_answers_as_a_bundle_as_in_pytorch(system: str, tmp_path: P
                 for k, m in enumerate(present)
             }
             sentiment, probabilities = by_pytorch(fitted, rows)
-            features = {m: FeatureSequence(m, r, np.arange(len(r)) * 1.0) for m, r in rows.items()}
+            features = {
+                m: FeatureSequence(m, r, np.arange(len(r), dtype=np.float64)) for m, r in rows.items()
+            }
             answer = model.predict(features=features) if features else model.fuse({}, 0.0, 0.0)
             assert answer.present == set(present)
             assert answer.sentiment == pytest.approx(sentiment, abs=2e-4)

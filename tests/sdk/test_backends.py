@@ -234,7 +234,7 @@ def test_native_refuses_what_does_not_fit(ghrnn_bundle: Path) -> None:
     model = affectrt.load(ghrnn_bundle, threads=1)
     wide = FeatureSequence("audio", np.zeros((2, 99), np.float32), np.zeros(2))
     assert error_of(lambda: model.fuse({"audio": wide}, 0.0, 0.0)).code == "features.dim"
-    huge = FeatureSequence("text", np.full((9, model.manifest.text.dim), 3e38, np.float32), np.zeros(9))
+    huge = FeatureSequence("text", np.full((9, model.manifest.dim("text")), 3e38, np.float32), np.zeros(9))
     assert error_of(lambda: model.fuse({"text": huge}, 0.0, 0.0)).code == "model.not_finite"
     fusion = NativeFusion(model.bundle)
     error = error_of(lambda: fusion({"audio": wide.values}, np.ones((1, 3), bool)))
@@ -281,7 +281,7 @@ def test_weights_that_are_not_such_a_models(
 
 @pytest.fixture(scope="session")
 def causal_bundle(make_ghrnn: Callable[..., Path], ghrnn_weights: Weights, tiny_manifest: Manifest) -> Bundle:
-    no_word = np.random.default_rng(1).standard_normal(tiny_manifest.text.dim).astype(np.float32)
+    no_word = np.random.default_rng(1).standard_normal(tiny_manifest.dim("text")).astype(np.float32)
     return Bundle.open(make_ghrnn({**ghrnn_weights, "no_word": no_word}, causal=True, window_s=2))
 
 
@@ -302,6 +302,7 @@ def test_steps_are_those_of_the_kernels(causal_bundle: Bundle) -> None:
     from affectrt_kernels import _native
 
     manifest = causal_bundle.manifest
+    assert manifest.fusion.weights is not None
     weights = read_safetensors(causal_bundle.read(manifest.fusion.weights), "here")
     kernels = _native.GhrnnCma(weights, heads=HEADS)
     fusion = NativeFusion(causal_bundle)
@@ -334,7 +335,7 @@ def test_a_step_that_does_not_fit_changes_nothing(causal_bundle: Bundle) -> None
     for each in (stream, untouched):
         each.step(3.0, None, audio)
     wide = FeatureSequence("audio", np.zeros((1, 99), np.float32), np.array([3.1]))
-    dim = manifest.text.dim
+    dim = manifest.dim("text")
     wrong: list[tuple[tuple[Any, ...], str]] = [
         ((3.0,), "stream.input"),
         ((float("nan"),), "stream.input"),

@@ -78,10 +78,11 @@ def test_sound_and_pictures_are_refused_with_what_to_pass_instead(
 
 def test_streams_refuse_at_the_push(rows_only: Path) -> None:
     with affectrt.load(rows_only).stream() as stream:
-        for push in (
+        pushes: list[Callable[[], object]] = [
             lambda: stream.push_audio(np.zeros(160, np.float32), 16_000),
             lambda: stream.push_frame(np.zeros((48, 48), np.uint8)),
-        ):
+        ]
+        for push in pushes:
             with pytest.raises(AffectError) as caught:
                 push()
             assert caught.value.code == "model.no_extractor"

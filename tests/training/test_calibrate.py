@@ -49,9 +49,10 @@ def test_a_folder_keeps_constants_for_every_pattern_of_what_the_data_had(tmp_pat
     assert kept.modalities == ("audio", "vision")
     assert set(kept.temperature) == {"audio+vision", "audio", "vision", "none"}
     # By hand: all are heard; both are there of every second one.
-    for key, known, part in (("audio", ("audio",), 1), ("audio+vision", ("audio", "vision"), 2)):
-        examples = [e for e in dataset.split("valid") if len(e.rows) >= part]
-        only = [Example(e.id, {m: e.rows[m] for m in known}) for e in examples]  # type: ignore[index]
+    patterns: dict[str, tuple[Modality, ...]] = {"audio": ("audio",), "audio+vision": ("audio", "vision")}
+    for key, known in patterns.items():
+        examples = [e for e in dataset.split("valid") if len(e.rows) >= len(known)]
+        only = [Example(e.id, {m: e.rows[m] for m in known}) for e in examples]
         found = predict(loaded, only)
         truth = [e.sentiment for e in examples]
         assert kept.interval_half_width[key] == pytest.approx(

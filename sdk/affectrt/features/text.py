@@ -188,4 +188,5 @@ class TextFeatures:
 
     def _states(self, ids: npt.NDArray[np.int64]) -> FloatArray:
         (states,) = self._graph(input_ids=ids[None], attention_mask=np.ones((1, len(ids)), np.int64))
-        return states[0]
+        rows: FloatArray = states[0]
+        return rows
