@@ -100,7 +100,7 @@ def _without_padding(output: FloatArray, inputs: Mapping[str, Array]) -> FloatAr
     mask = inputs.get("attention_mask")
     if mask is None or output.shape[: mask.ndim] != mask.shape:
         return output
-    return output[mask.astype(bool)]
+    return np.asarray(output[mask.astype(bool)])
 
 
 def _compared(got: FloatArray, want: FloatArray, *, half: bool) -> tuple[float, str]:

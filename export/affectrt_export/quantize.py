@@ -28,11 +28,11 @@ _SMALL_TABLE_ROWS = 16
 
 
 def quantize_weight(
-    weight: npt.NDArray[np.float32], axis: int
+    weight: npt.NDArray[np.float32], axis: int | tuple[int, ...]
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Symmetric int8 with one scale per slice: ``weight`` ≈ codes · scales.
 
-    ``axis`` is the one that shares a scale; it stays in the scales with size 1.
+    ``axis``: those that share a scale; they stay in the scales with size 1.
     """
     scales = np.abs(weight).max(axis=axis, keepdims=True) / np.float32(_LEVELS)
     scales[scales == 0] = 1.0
