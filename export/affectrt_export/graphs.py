@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +17,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx.experimental import _config as fx_config
 
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.errors import AffectError
 from affectrt_export import opset
 from affectrt_export.lstm import through_operator
-from affectrt_export.translations import TRANSLATIONS, fold_weights
+from affectrt_export.translations import TRANSLATIONS, simplify
 
 OPSET = opset.TO
 """Operator set of a graph unless a newer one is asked for: ONNX Runtime 1.12 and TensorRT 8.6 read it."""
@@ -143,9 +142,7 @@ def _export(
         )
     varying = {axis for _, axes in inputs.values() for axis in axes if isinstance(axis, str)}
     dims = {name: torch.export.Dim(name, min=1) for name in sorted(varying)}
-    # Else a size that the network halves down to one row would be taken for more than one.
-    sizes = fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with _quiet_exporter(), torch.no_grad(), sizes:
+    with _quiet_exporter(), torch.no_grad(), _any_size_from_one():
         traced = torch.export.export(
             module,
             (),
@@ -164,11 +161,12 @@ def _export(
             input_names=list(inputs),
             output_names=list(outputs),
             custom_translation_table=TRANSLATIONS,
+            optimize=False,  # simplify() does
             verbose=False,
         )
         assert program is not None and program.exported_program is not None  # with dynamo=True
         source = program.exported_program
-        fold_weights(program)
+        simplify(program)
         model = program.model_proto
     _declare_shapes(model.graph.input, {name: axes for name, (_, axes) in inputs.items()})
     _declare_shapes(model.graph.output, outputs)
@@ -207,6 +205,13 @@ def _forget_origin(model: Any) -> None:
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
+
+
+def _any_size_from_one() -> AbstractContextManager[None]:
+    """Trace no special case for an axis of size 1, as the exporter itself does when it traces."""
+    config: Any = torch.fx.experimental._config
+    patched: AbstractContextManager[None] = config.patch(backed_size_oblivious=True)
+    return patched
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""fp16: products and convolutions in half precision, everything else as it was.
+"""fp16: products, convolutions and tables in half precision, everything else as it was.
 
 A graph's inputs and outputs stay float32, and so do normalisation, softmax, sums, recurrences and
 element-wise functions: raw features reach beyond 65504, where fp16 ends, and sums lose what is small. Casts
@@ -58,12 +58,22 @@ class _Rewriter:
         if node.op_type in PRODUCTS:
             self.changed = True
             self._halved(node, list(node.input))
-        elif node.op_type in MOVES and node.input[0] in self.halves:
+        elif self._moves(node):
             self._halved(node, [node.input[0]])
         else:
             for name in node.input:
                 self._full(name)
             self.nodes.append(node)
+
+    def _moves(self, node: Any) -> bool:
+        """Whether a node passes on what is in half precision, or rows of a table of weights.
+
+        The embeddings of a text encoder are such a table, and half of its bytes.
+        """
+        if node.op_type == "Gather" and node.input[0] in self.weights:
+            table = self.weights[node.input[0]]
+            return bool(table.data_type == TensorProto.FLOAT and len(table.dims) == 2)
+        return node.op_type in MOVES and node.input[0] in self.halves
 
     def finish(self) -> None:
         """Put the new nodes and constants in place of the old ones."""

@@ -1,7 +1,7 @@
 """How the operators of ``affectrt_kernels`` are written in standard ONNX, for ``torch.onnx.export``.
 
     program = torch.onnx.export(model, …, dynamo=True, custom_translation_table=TRANSLATIONS)
-    fold_weights(program)
+    simplify(program)
 
 The graphs need no operator of ours, so every runtime reads them; opset 17 and IR 10 are enough.
 """
@@ -170,10 +170,11 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def fold_weights(program: torch.onnx.ONNXProgram) -> None:
-    """Compute everything that depends on weights alone, in place: each ``GRU`` then reads constants.
+def simplify(program: torch.onnx.ONNXProgram) -> None:
+    """Compute everything that depends on weights alone and drop what is redundant, in place.
 
-    The exporter does so itself, but leaves large tensors alone.
+    Each ``GRU`` and ``LSTM`` then reads constants. The exporter's own pass does the same but for large
+    tensors; it is left out, for it takes as long as all the rest.
     """
     onnxscript.optimizer.optimize(
         program.model, input_size_limit=_FOLD_LIMIT_ELEMENTS, output_size_limit=_FOLD_LIMIT_ELEMENTS

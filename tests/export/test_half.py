@@ -1,4 +1,4 @@
-"""fp16 graphs: products alone are in half precision, inputs far beyond its range stay whole."""
+"""fp16 graphs: products and tables alone are in half precision, inputs far beyond its range stay whole."""
 
 from __future__ import annotations
 
@@ -67,6 +67,41 @@ def test_it_computes_nearly_the_same_also_of_inputs_beyond_the_range() -> None:
     for want, got in zip(before, after, strict=True):
         assert got.dtype == np.float32 and np.isfinite(got).all()
         assert 0 < np.abs(got - want).max() < 1e-2 * np.abs(want).max()
+
+
+def test_a_table_is_half_and_what_stands_in_it_is_full_again() -> None:
+    rng = np.random.default_rng(0)
+    constants = {
+        "table": rng.normal(size=(9, 4)).astype(np.float32),
+        "places": np.arange(9),
+        "w": rng.normal(size=(4, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="rows"),
+        helper.make_node("Gather", ["places", "ids"], ["n"], name="whole numbers"),
+        helper.make_node("Tanh", ["rows"], ["t"], name="tanh"),
+        helper.make_node("MatMul", ["t", "w"], ["y"], name="product"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [5])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 4]),
+            helper.make_tensor_value_info("n", TensorProto.INT64, [5]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    half = to_half(proto.SerializeToString())
+    kinds = {t.name: t.data_type for t in onnx.load_from_string(half).graph.initializer}
+    assert kinds == {
+        "table.fp16": TensorProto.FLOAT16, "places": TensorProto.INT64, "w.fp16": TensorProto.FLOAT16,
+    }  # fmt: skip
+    ids = np.array([0, 8, 3, 3, 5])
+    y, n = OnnxGraph(half)(ids=ids)
+    np.testing.assert_array_equal(n, ids)
+    np.testing.assert_allclose(y, np.tanh(constants["table"][ids]) @ constants["w"], atol=1e-2)
 
 
 def test_a_weight_beyond_the_range_and_a_graph_without_products_are_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from affectrt_export import opset
-from affectrt_export.translations import TRANSLATIONS, fold_weights
+from affectrt_export.translations import TRANSLATIONS, simplify
 from affectrt_kernels import attention_ops, ops, reference
 
 pytestmark = [
@@ -75,7 +75,7 @@ def export(model: nn.Module, given: dict[str, Any], axes: dict[str, Any], output
         verbose=False,
     )
     assert program is not None
-    fold_weights(program)
+    simplify(program)
     proto = program.model_proto
     opset.downgrade(proto)
     return proto
