@@ -193,6 +193,10 @@ def _print_starter(report: ExportReport) -> None:
         f"  int8    MAE on CMU-MOSI valid {gate.mosi_valid_mae_fp32:.4f} → {gate.mosi_valid_mae_int8:.4f} "
         f"({gate.cost:+.2%}; {how}), token cosine {report.token_cosine:.4f}"
     )
+    print(
+        f"          accuracy on FER+ valid {gate.ferplus_valid_accuracy_fp32:.4f} → "
+        f"{gate.ferplus_valid_accuracy_int8:.4f}"
+    )
 
 
 def _print_graphs(

@@ -59,11 +59,15 @@ def layers(model: bytes, graph: str) -> list[str]:
     ]
 
 
+def ranged_values(model: bytes, graph: str) -> list[str]:
+    """Names of the values whose ranges int8 needs, in the order in which the graph uses them."""
+    rewriter = _Rewriter(onnx.load_from_string(model).graph, STATIC.get(graph, frozenset()))
+    return list(dict.fromkeys(name for node in rewriter.graph.node for name in rewriter.ranged(node)))
+
+
 def measure_ranges(model: bytes, graph: str, cases: Iterable[Case]) -> dict[str, tuple[float, float]]:
     """Least and largest number of every value whose range int8 needs. Raises ``export.calibration``."""
-    proto = onnx.load_from_string(model)
-    rewriter = _Rewriter(proto.graph, STATIC.get(graph, frozenset()))
-    names = sorted({name for node in proto.graph.node for name in rewriter.ranged(node)})
+    proto, names = onnx.load_from_string(model), ranged_values(model, graph)
     given = {value.name for value in proto.graph.input}
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
