@@ -216,15 +216,14 @@ def settle(
         return members, gate, []
     with stages("int8: layers ranked by sensitivity"):
         ranking = run.ranking()
-    count = 1
-    while count <= len(ranking) // 2:
+    half = len(ranking) // 2
+    for count in sorted({min(2**k, half) for k in range(half.bit_length() + 1)} - {0}):
         kept = ranking[:count]
         with stages(f"int8: {count} of {len(ranking)} layers kept back"):
             members = run.members(kept)
             found = measure(members)
         if found.drop <= max_drop:
             return members, found, kept
-        count *= 2
     told = "".join(f"\n  {layer}" for layer in ranking[:SHOWN_LAYERS])
     task.check(gate, max_drop, f"; layers by sensitivity:{told}")
     raise AssertionError("unreachable: the gate was closed above")
