@@ -4,7 +4,8 @@ Weights are symmetric int8 with one scale per output channel. Where a kind of op
 its activations are uint8 too, with ranges from calibration: ``QuantizeLinear``/``DequantizeLinear`` pairs
 around it, which runtimes fuse. All other weights, recurrences among them, become numbers again when the graph
 is loaded: ``Cast`` and ``Mul`` of constants, which ONNX Runtime folds, so they run as fast as in fp32; with
-``DequantizeLinear`` it would repeat that at every run, which cost 10 to 40 % (``python -m benchmarks.int8``).
+``DequantizeLinear`` it would repeat that at every run, which costs a quarter or more of the time
+(``python -m benchmarks.fusion_int8``).
 Text encoders are :mod:`affectrt_export.quantize`'s. What is written is standard operators alone.
 """
 

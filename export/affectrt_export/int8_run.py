@@ -73,13 +73,18 @@ class Int8Run:
     """Rewrites the proven fp32 graphs of a run."""
 
     def __init__(
-        self, fitted: Fitted, manifest: Manifest, proofs: Proofs, dataset: Dataset, cache: Path | None
+        self,
+        fitted: Fitted,
+        manifest: Manifest,
+        proofs: Proofs,
+        examples: Sequence[Example],
+        cache: Path | None,
     ) -> None:
-        """Calibrate on the split ``train``. Raises ``export.calibration``, ``data.no_split``."""
+        """Calibrate on :func:`calibration_examples`. Raises ``export.calibration``."""
         self._manifest = manifest
         self._graphs = {name: proofs.fp32[f"{name}.onnx"] for name in GRAPHS if f"{name}.onnx" in proofs.fp32}
         self._members = proofs.members
-        self._examples = calibration_examples(fitted, dataset)
+        self._examples = examples
         rows = task.fusion_rows(fitted, self._examples, cache, len(self._examples))
         self._rows = rows[:RANKED_EXAMPLES]
         self._ranges = int8.measure_ranges(

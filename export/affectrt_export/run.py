@@ -107,6 +107,8 @@ def export_run(
     fitted = load_run(folder)
     manifest = describe(fitted, folder.resolve().name, precision, opset, licence)
     examples = () if dataset is None else dataset.split("valid")
+    # Refused before minutes of work.
+    calibration = int8_run.calibration_examples(fitted, dataset) if dataset and precision == "int8" else ()
     proofs = Proofs(stages, half=precision == "fp16")
     with workplace(output) as place, one_thread():
         _encoders(fitted, manifest, proofs, opset)
@@ -132,13 +134,12 @@ def export_run(
             return max(gates, key=lambda gate: gate.drop)
 
         if precision == "int8":
-            assert dataset is not None
             precisions = {
                 part: precision if part in int8_run.GRAPHS else "fp32" for part in manifest.precision
             }
             manifest = replace(manifest, precision=precisions)
             with stages("int8: ranges of the rows it is calibrated on"):
-                int8 = int8_run.Int8Run(fitted, manifest, proofs, dataset, cache)
+                int8 = int8_run.Int8Run(fitted, manifest, proofs, calibration, cache)
             members, found, kept = int8_run.settle(int8, measure, max_drop, stages)
         elif dataset is not None:
             found = measure(members)

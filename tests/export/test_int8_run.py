@@ -20,7 +20,7 @@ from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt_export import graphs, int8, int8_run, run
 from affectrt_export.describe import describe
-from affectrt_export.int8_run import Int8Run
+from affectrt_export.int8_run import Int8Run, calibration_examples
 from affectrt_export.progress import silent
 from affectrt_export.run import RunReport, export_run
 from affectrt_export.task import TaskGate
@@ -178,10 +178,10 @@ def test_nan_in_the_calibration_data_is_refused(ghrnn: Path) -> None:
     ]
     for data, match in cases:
         with pytest.raises(AffectError, match=match) as caught:
-            int8_run.calibration_examples(fitted, data)
+            calibration_examples(fitted, data)
         assert caught.value.code == "export.calibration"
     # What training read as zeros, calibration may: its own data are the ones that it was trained on.
-    assert len(int8_run.calibration_examples(fitted, made({"audio": 3}))) == 12
+    assert len(calibration_examples(fitted, made({"audio": 3}))) == 12
 
 
 def test_too_small_a_drop_is_refused_with_the_layers_ranked(ghrnn: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def graphs_of_run(ghrnn: Path) -> Int8Run:
     fitted, proofs = load_run(ghrnn), Proofs(silent)
     run._fusion(fitted, proofs, graphs.OPSET, (), None)
     manifest = describe(fitted, "ghrnn", "int8", graphs.OPSET, "")
-    return Int8Run(fitted, manifest, proofs, made(), None)
+    return Int8Run(fitted, manifest, proofs, calibration_examples(fitted, made()), None)
 
 
 @pytest.mark.parametrize("enough", [0, 1, 2, 3])
