@@ -38,7 +38,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["fp32", "fp16", "int8"],
         help="of the graphs (default: fp32 for a run, int8 for the starter). fp16: products and convolutions "
-        "in half precision, the rest in fp32; int8: the starter's text encoder, nothing of a run",
+        "in half precision, the rest in fp32; int8: weights, and activations where that is faster, of which "
+        "--calibrate tells the ranges",
     )
     parser.add_argument(
         "--opset",
@@ -60,7 +61,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="terms of use of a run's weights, given its training data",
     )
-    add_data_options(parser, required=False)
+    add_data_options(parser, required=False, alias="--calibrate")
     starter = parser.add_argument_group("of the starter, whose --data is the folder of its data sets")
     starter.add_argument(
         "--weights",
@@ -174,6 +175,8 @@ def _print_run(report: RunReport) -> None:
             f"  {gate.metric} on {gate.dataset} ({gate.examples} examples): {gate.before:.4f} in PyTorch → "
             f"{gate.after:.4f} as a bundle ({gate.drop:+.2%} worse)"
         )
+    if report.kept:
+        print(f"  kept in fp32, as the task is sensitive to them: {', '.join(map(str, report.kept))}")
 
 
 def _print_starter(report: ExportReport) -> None:
@@ -189,6 +192,10 @@ def _print_starter(report: ExportReport) -> None:
     print(
         f"  int8    MAE on CMU-MOSI valid {gate.mosi_valid_mae_fp32:.4f} → {gate.mosi_valid_mae_int8:.4f} "
         f"({gate.cost:+.2%}; {how}), token cosine {report.token_cosine:.4f}"
+    )
+    print(
+        f"          accuracy on FER+ valid {gate.ferplus_valid_accuracy_fp32:.4f} → "
+        f"{gate.ferplus_valid_accuracy_int8:.4f}"
     )
 
 
@@ -212,11 +219,14 @@ COMMAND = Command(
 Every graph is compared with PyTorch, over lengths, batches and all patterns of missing modalities, before a
 bundle is written; a refusal names the output, the case, the difference and the node where it first appears.
 With --data the rows are real, and the metric (MAE, without sentiments weighted F1) is measured on the split
-'valid' before and after. docs/export.md says more.
+'valid' before and after. --calibrate is another name for it: int8 takes the ranges of activations from the
+split 'train', and keeps layers in fp32 when the metric would drop by more than --max-drop. docs/export.md
+says more.
 
 examples:
   affectrt export runs/mulg -o mulg.affect
   affectrt export runs/mulg --data mosi.pkl --precision fp16 --max-drop 0.5%
+  affectrt export runs/ghrnn-cma --precision int8 --calibrate mosi.pkl -o mosi.affect
   affectrt export runs/mosi-text --licence "research only" && affectrt info mosi-text.affect
   affectrt export starter -o starter.affect
   affectrt export starter --data ~/affect-data --record-gate     # after training

@@ -1,8 +1,8 @@
-"""The task gate: int8 may cost at most 1 % of what the text encoder is measured by.
+"""The task gate of the starter: int8 may cost at most 1 % of what its encoders are measured by.
 
-Measuring takes CMU-MOSI, which is not ours to ship. So the figures are recorded beside the weights once,
-together with what the measured encoder answers to our own probe sentences; an export without the data proves
-that it made the same encoder again.
+Measuring takes CMU-MOSI and FER+, which are not ours to ship. So the figures are recorded beside the weights
+once, together with what the measured text encoder answers to our own probe sentences and the ranges of the
+face encoder; an export without the data proves that it made the same encoders again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numpy as np
 
 from affectrt.errors import AffectError
 from affectrt.model import Model
+from affectrt_export.int8_faces import Span, accuracy
 from affectrt_training.data.text import mosi
 
 MAX_COST = 0.01
-"""int8 may raise the mean absolute error by this share of it."""
+"""int8 may raise the mean absolute error, and lower the accuracy, by this share of it."""
 
 PROBE_TOLERANCE = 0.02
 """Sentiment of one sentence may differ by this from what was recorded: other processors round otherwise."""
@@ -32,7 +33,7 @@ META_KEY = "int8_gate"
 
 @dataclass(frozen=True)
 class Int8Gate:
-    """What int8 text costs, and how to know the encoder again that this was measured on."""
+    """What int8 costs, and how to know the encoders again that this was measured on."""
 
     mosi_valid_mae_fp32: float
     """Mean absolute error on CMU-MOSI's validation split, text alone, fp32 text encoder."""
@@ -40,6 +41,12 @@ class Int8Gate:
     """The same with the int8 text encoder."""
     probe_sentiment: tuple[float, ...]
     """Sentiment of each of :func:`probe_sentences` with the int8 text encoder."""
+    ferplus_valid_accuracy_fp32: float
+    """Share of FER+'s clear validation faces that are named rightly, fp32 face encoder."""
+    ferplus_valid_accuracy_int8: float
+    """The same with the int8 face encoder."""
+    face_ranges: tuple[Span, ...]
+    """Least and largest of each value that the face encoder rounds, in the graph's order."""
 
     @property
     def cost(self) -> float:
@@ -48,7 +55,8 @@ class Int8Gate:
 
     def to_dict(self) -> dict[str, Any]:
         """As the weights' sidecar keeps it."""
-        return {**asdict(self), "probe_sentiment": list(self.probe_sentiment)}
+        lists = {"probe_sentiment": list(self.probe_sentiment), "face_ranges": [*map(list, self.face_ranges)]}
+        return {**asdict(self), **lists}
 
     @classmethod
     def recorded(cls, meta: Mapping[str, Any]) -> Int8Gate:
@@ -59,6 +67,9 @@ class Int8Gate:
                 float(record["mosi_valid_mae_fp32"]),
                 float(record["mosi_valid_mae_int8"]),
                 tuple(float(value) for value in record["probe_sentiment"]),
+                float(record["ferplus_valid_accuracy_fp32"]),
+                float(record["ferplus_valid_accuracy_int8"]),
+                tuple((float(low), float(high)) for low, high in record["face_ranges"]),
             )
         except (TypeError, KeyError, ValueError) as error:
             raise AffectError(
@@ -80,8 +91,11 @@ def probe(model: Model) -> tuple[float, ...]:
     return tuple(round(model.predict(text=sentence).sentiment, 4) for sentence in probe_sentences())
 
 
-def measure(fp32: Model, int8: Model, data: Path) -> Int8Gate:
-    """Measure both models as the device runs them. Raises ``data.not_found`` when ``data`` lacks CMU-MOSI."""
+def measure(fp32: Model, int8: Model, data: Path, face_ranges: tuple[Span, ...]) -> Int8Gate:
+    """Measure both models as the device runs them, the int8 one made with ``face_ranges``.
+
+    Raises ``data.not_found`` when ``data`` lacks CMU-MOSI or FER+.
+    """
     sentences = mosi(data, "valid")
     errors = [
         [
@@ -92,7 +106,8 @@ def measure(fp32: Model, int8: Model, data: Path) -> Int8Gate:
         for model in (fp32, int8)
     ]
     mae_fp32, mae_int8 = (round(float(np.mean(found)), 6) for found in errors)
-    return Int8Gate(mae_fp32, mae_int8, probe(int8))
+    faces_fp32, faces_int8 = (accuracy(model, data) for model in (fp32, int8))
+    return Int8Gate(mae_fp32, mae_int8, probe(int8), faces_fp32, faces_int8, face_ranges)
 
 
 def check_cost(gate: Int8Gate) -> None:
@@ -103,6 +118,13 @@ def check_cost(gate: Int8Gate) -> None:
             "export.int8_gate",
             f"int8 gate: with an int8 text encoder the MAE on CMU-MOSI valid is {maes[1]:.4f}, with fp32 "
             f"{maes[0]:.4f}; at most {MAX_COST:.0%} more is allowed; nothing was written",
+        )
+    shares = (gate.ferplus_valid_accuracy_fp32, gate.ferplus_valid_accuracy_int8)
+    if not (all(0 <= share <= 1 for share in shares) and shares[1] >= shares[0] * (1 - MAX_COST)):
+        raise AffectError(
+            "export.int8_gate",
+            f"int8 gate: with an int8 face encoder the accuracy on FER+ valid is {shares[1]:.4f}, with fp32 "
+            f"{shares[0]:.4f}; at most {MAX_COST:.0%} less is allowed; nothing was written",
         )
 
 

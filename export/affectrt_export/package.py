@@ -27,7 +27,7 @@ from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Tokenizer, words_of
 from affectrt.manifest import SCHEMA, Manifest, Metric
 from affectrt.model import Model
-from affectrt_export import gate, graphs, parity
+from affectrt_export import gate, graphs, int8_faces, parity
 from affectrt_export.gate import Int8Gate
 from affectrt_export.progress import Stages, silent
 from affectrt_export.quantize import quantize
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 NAME, FAMILY = "starter", "ghrnn-cma"
 TOKENIZER, WEIGHTS = "tokenizer.json", "fusion.safetensors"
 PROBE_SET = "AffectRT probe sentences"
-GATE_SET = "CMU-MOSI valid"
+GATE_SET, FACE_SET = "CMU-MOSI valid", "FER+ valid"
 
 _NEEDED_META = (
     "config",
@@ -83,9 +83,10 @@ def export_starter(
     data: Path | None = None,
     stages: Stages = silent,
 ) -> ExportReport:
-    """Write the starter's bundle to ``output``; at int8 its text encoder is, the rest stays fp32.
+    """Write the starter's bundle to ``output``; at int8 its text and face encoder are, the rest is fp32.
 
-    With ``data`` the int8 gate is measured on CMU-MOSI's validation split, else the recorded one is verified.
+    With ``data`` the face encoder is calibrated and the int8 gate measured on it, else the recorded one is
+    verified.
     Raises ``export.parity``, ``export.int8_gate``, ``export.meta`` when the weights' sidecar lacks something,
     ``export.opset``, ``export.half``, ``export.verify`` when the written bundle doesn't repeat its answer,
     ``output.unwritable`` and ``data.not_found``.
@@ -112,6 +113,16 @@ def export_starter(
             with stages("int8 token states against fp32"):
                 tokenizer = Tokenizer.from_json(starter.tokenizer_json, starter.meta["text"]["max_tokens"])
                 cosine = token_cosine(proofs.fp32["text.onnx"], members["text.onnx"], tokenizer)
+            with stages("face encoder → int8"):
+                faces = proofs.fp32["vision.onnx"]
+                if recorded is not None:
+                    ranges = recorded.face_ranges
+                else:
+                    assert data is not None
+                    ranges = int8_faces.measure_ranges(faces, data)
+                members["vision.onnx"], _ = int8_faces.to_int8(
+                    faces, ranges, starter.meta["vision"]["crop_px"]
+                )
         candidate = load(folder / "candidate.affect", manifest, members)
         if proofs.half:
             with stages("fp16 bundle against fp32"):
@@ -123,9 +134,9 @@ def export_starter(
                 probe_difference = gate.check_probe(found, gate.probe(candidate))
         elif int8:
             assert data is not None
-            with stages(f"int8 gate: measuring on {GATE_SET}"):
+            with stages(f"int8 gate: measuring on {GATE_SET} and {FACE_SET}"):
                 fp32 = load(folder / "fp32.affect", manifest, {**members, **proofs.fp32})
-                found = gate.measure(fp32, candidate, data)
+                found = gate.measure(fp32, candidate, data, ranges)
             gate.check_cost(found)
         with stages("bundle: written, opened again, asked once more"):
             if found is not None and cosine is not None:
@@ -227,7 +238,8 @@ def _manifest(meta: Mapping[str, Any], precision: str, opset: int) -> Manifest:
         "calibration": meta["calibration"],
         "window_s": meta["window_s"],
         "precision": {
-            part: precision if precision != "int8" or part == "text" else "fp32" for part in graph_names
+            part: precision if precision != "int8" or part in ("text", "vision") else "fp32"
+            for part in graph_names
         },
         "opset": opset,
         "ir_version": graphs.IR_VERSION,
@@ -246,6 +258,8 @@ def _measured(found: Int8Gate, cosine: float) -> tuple[Metric, ...]:
         Metric("mae_fp32", found.mosi_valid_mae_fp32, GATE_SET, "text"),
         Metric("mae_int8", found.mosi_valid_mae_int8, GATE_SET, "text"),
         Metric("token_cosine_int8", round(cosine, 5), PROBE_SET, "text"),
+        Metric("accuracy_fp32", found.ferplus_valid_accuracy_fp32, FACE_SET, "vision"),
+        Metric("accuracy_int8", found.ferplus_valid_accuracy_int8, FACE_SET, "vision"),
     )
 
 

@@ -8,6 +8,7 @@ resolution: ``python -m benchmarks.text_int8`` compares the two. What is written
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -28,30 +29,37 @@ _SMALL_TABLE_ROWS = 16
 
 
 def quantize_weight(
-    weight: npt.NDArray[np.float32], axis: int
+    weight: npt.NDArray[np.float32], axis: int | tuple[int, ...]
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Symmetric int8 with one scale per slice: ``weight`` ≈ codes · scales.
 
-    ``axis`` is the one that shares a scale; it stays in the scales with size 1.
+    ``axis``: those that share a scale; they stay in the scales with size 1.
     """
     scales = np.abs(weight).max(axis=axis, keepdims=True) / np.float32(_LEVELS)
     scales[scales == 0] = 1.0
     return np.rint(weight / scales).astype(np.int8), scales
 
 
-def quantize(model: bytes) -> bytes:
+def layers(model: bytes) -> list[str]:
+    """Names of the nodes that :func:`quantize` would change, in the graph's order."""
+    graph = onnx.load_from_string(model).graph
+    rewriter = _Rewriter(graph)
+    return [node.name for node in graph.node if rewriter.gains(node)]
+
+
+def quantize(model: bytes, kept: Collection[str] = ()) -> bytes:
     """Quantize every product with a constant matrix and every lookup in a large table of an ONNX graph.
 
-    Raises ``export.quantize`` when there is nothing to quantize.
+    The nodes named in ``kept`` stay as they are. Raises ``export.quantize`` when there is nothing to do.
     """
     proto = onnx.load_from_string(model)
     rewriter = _Rewriter(proto.graph)
-    for node in list(proto.graph.node):
-        rewriter.take(node)
-    if not rewriter.changed:
+    if not any(rewriter.gains(node) for node in proto.graph.node):
         raise AffectError(
             "export.quantize", "int8: the graph has no constant matrix and no table to quantize"
         )
+    for node in list(proto.graph.node):
+        rewriter.take(node, node.name in kept)
     rewriter.finish()
     onnx.checker.check_model(proto, full_check=True)
     return serialize(proto)
@@ -66,18 +74,21 @@ class _Rewriter:
         self.nodes: list[Any] = []
         self.constants: dict[str, npt.NDArray[Any]] = {}
         self.quantized_rows: set[str] = set()
-        self.changed = False
 
-    def take(self, node: Any) -> None:
+    def gains(self, node: Any) -> bool:
+        """Whether a node is a product with a constant matrix or a lookup in a large table."""
+        if node.op_type == "MatMul":
+            return self._is_matrix(node.input[1])
+        return node.op_type == "Gather" and self._is_table(node)
+
+    def take(self, node: Any, keep: bool) -> None:
         """Replace the node when it is one of those that gain, else keep it."""
-        if node.op_type == "MatMul" and self._is_matrix(node.input[1]):
-            self._matmul(node.input[0], node.input[1], node.output[0])
-        elif node.op_type == "Gather" and self._is_table(node):
-            self._lookup(node.input[0], node.input[1], node.output[0])
-        else:
+        if keep or not self.gains(node):
             self.nodes.append(node)
-            return
-        self.changed = True
+        elif node.op_type == "MatMul":
+            self._matmul(node.input[0], node.input[1], node.output[0])
+        else:
+            self._lookup(node.input[0], node.input[1], node.output[0])
 
     def finish(self) -> None:
         """Put the new nodes and constants in place of the old ones."""

@@ -25,8 +25,9 @@ from affectrt.bundle import Bundle
 from affectrt.errors import AffectError
 from affectrt.features.text import Tokenizer
 from affectrt.manifest import AudioSpec, Manifest, Metric, TextSpec, VisionSpec
-from affectrt_export import gate, graphs, parity, task
+from affectrt_export import gate, graphs, int8_run, parity, task
 from affectrt_export.describe import FUSION_WEIGHTS, TOKENIZER, describe, starter_extractor
+from affectrt_export.int8_run import Sensitivity
 from affectrt_export.progress import Stages, silent
 from affectrt_export.task import TaskGate
 from affectrt_export.workplace import SAME_ANSWER, Proofs, load, move, one_thread, workplace
@@ -35,8 +36,11 @@ from affectrt_training.encoders.text import TextEncoder, max_tokens_of, tokenize
 from affectrt_training.fit.checkpoint import Fitted, load_run
 from affectrt_training.fit.predict import predict
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 """What a run's graphs can be written in."""
+
+TRIED_EXAMPLES = 4
+"""Examples of the data, where there are some, that bundle and run are both asked."""
 
 MADE_UP_ROWS = 40
 """Longest sequence to try where nothing is known of the data's own."""
@@ -56,6 +60,8 @@ class RunReport:
     """Graph → largest difference between its fp16 and its fp32 form; empty at fp32."""
     gate: TaskGate | None
     """The metric before and after; None without data."""
+    kept: Sequence[Sensitivity] = ()
+    """Layers that int8 left in fp32 because the task is sensitive to them."""
 
 
 def export_run(
@@ -73,20 +79,33 @@ def export_run(
     """Write the bundle of a finished run to ``output``.
 
     ``dataset``: its split ``valid`` is what the graphs are tried and the task is measured on; without, graphs
-    are tried on made-up rows like the run's. ``cache``: where rows of a frozen text encoder are kept.
+    are tried on made-up rows like the run's. int8 needs it: its split ``train`` calibrates. ``cache``: where
+    rows of a frozen text encoder are kept.
 
     Raises what :func:`affectrt_training.fit.checkpoint.load_run` does; ``export.precision``,
-    ``export.opset``, ``export.uncalibrated``, ``export.extractor``, ``export.parity``, ``export.half``,
-    ``export.task_gate``, ``export.verify`` and ``output.unwritable``.
+    ``export.opset``, ``export.calibration``, ``export.uncalibrated``, ``export.extractor``,
+    ``export.parity``, ``export.half``, ``export.task_gate``, ``export.verify`` and ``output.unwritable``.
     """
     if precision not in PRECISIONS:
         raise AffectError(
             "export.precision",
-            f"{folder}: expected {' or '.join(PRECISIONS)} for a run, got {precision}; int8 is the starter's",
+            f"{folder}: expected {', '.join(PRECISIONS)}, got {precision}",
+        )
+    if precision == "int8" and dataset is None:
+        raise AffectError(
+            "export.calibration",
+            f"{folder}: int8 takes its ranges from real rows, which made-up ones don't stand for; pass "
+            f"--calibrate DATA, the data that the run was trained on",
+        )
+    if precision == "int8" and opset != graphs.OPSET:
+        raise AffectError(
+            "export.opset", f"int8 is written at opset {graphs.OPSET}, got {opset}; leave it out"
         )
     fitted = load_run(folder)
     manifest = describe(fitted, folder.resolve().name, precision, opset, licence)
     examples = () if dataset is None else dataset.split("valid")
+    # Refused before minutes of work.
+    calibration = int8_run.calibration_examples(fitted, dataset) if dataset and precision == "int8" else ()
     proofs = Proofs(stages, half=precision == "fp16")
     with workplace(output) as place, one_thread():
         _encoders(fitted, manifest, proofs, opset)
@@ -94,15 +113,38 @@ def export_run(
         if manifest.fusion.weights is not None:
             weights = {k: tensor.float().contiguous() for k, tensor in fitted.model.state_dict().items()}
             proofs.members[FUSION_WEIGHTS] = save_safetensors(weights)
-        with stages("bundle: written, opened again, asked as PyTorch is"):
-            candidate = place / "candidate.affect"
-            load(candidate, manifest, proofs.members)
-            _check_answers(candidate, fitted, SAME_ANSWER[precision])
-        found = None
-        if dataset is not None:
+        candidate = place / "candidate.affect"
+        kept: list[Sensitivity] = []
+        found, members = None, proofs.members
+
+        def measure(tried: Mapping[str, bytes]) -> TaskGate:
+            """Write the bundle, ask it as PyTorch is asked, and measure the task on its worst backend."""
+            assert dataset is not None
+            load(candidate, manifest, tried)
+            _check_answers(candidate, fitted, SAME_ANSWER[precision], examples[:TRIED_EXAMPLES])
             with stages(f"task gate: measuring on {dataset.name} valid"):
-                found = task.measure(fitted, affectrt.load(candidate), dataset, cache)
-                task.check(found, max_drop)
+                gates = [
+                    task.measure(fitted, affectrt.load(candidate, backend=name), dataset, cache)
+                    for name in _backends(candidate)
+                ]
+            return max(gates, key=lambda gate: gate.drop)
+
+        if precision == "int8":
+            precisions = {
+                part: precision if part in int8_run.GRAPHS else "fp32" for part in manifest.precision
+            }
+            manifest = replace(manifest, precision=precisions)
+            with stages("int8: ranges of the rows it is calibrated on"):
+                int8 = int8_run.Int8Run(fitted, manifest, proofs, calibration, cache)
+            members, found, kept = int8_run.settle(int8, measure, max_drop, stages)
+        elif dataset is not None:
+            found = measure(members)
+            task.check(found, max_drop)
+        else:
+            with stages("bundle: written, opened again, asked as PyTorch is"):
+                load(candidate, manifest, members)
+                _check_answers(candidate, fitted, SAME_ANSWER[precision], examples[:TRIED_EXAMPLES])
+        if found is not None:
             known = "+".join(manifest.modalities) or "none"
             figures = (
                 (f"{found.metric}_pytorch", found.before),
@@ -111,9 +153,9 @@ def export_run(
             told = tuple(Metric(name, round(value, 6), found.dataset, known) for name, value in figures)
             manifest = replace(manifest, metrics=(*manifest.metrics, *told))
         final = place / "final.affect"
-        model = load(final, manifest, proofs.members)
+        model = load(final, manifest, members)
         move(final, output)
-    return RunReport(output, model.manifest, proofs.differences, proofs.half_differences, found)
+    return RunReport(output, model.manifest, proofs.differences, proofs.half_differences, found, kept)
 
 
 def _encoders(fitted: Fitted, manifest: Manifest, proofs: Proofs, opset: int) -> None:
@@ -182,8 +224,10 @@ def _longest(fitted: Fitted, modality: Modality, real: Sequence[FloatArray]) -> 
     return np.asarray(random * told.get("std", 1.0) + told.get("mean", 0.0), np.float32)
 
 
-def _check_answers(path: Path, fitted: Fitted, tolerance: float) -> None:
+def _check_answers(path: Path, fitted: Fitted, tolerance: float, real: Sequence[Example]) -> None:
     """The bundle, on every backend of the CPU, against the run: words and rows in, the result out.
+
+    Asked ``real`` examples, without any made-up ones, nothing and what is present of them alone.
 
     Raises ``export.verify``.
     """
@@ -193,13 +237,12 @@ def _check_answers(path: Path, fitted: Fitted, tolerance: float) -> None:
     ]
     random = np.random.default_rng(1)
     rows = {m: random.standard_normal((9, fitted.dims[m])).astype(np.float32) for m in known}
-    examples = [Example("all", rows, words), Example("none", {}), Example("words", {}, words)]
-    examples += [Example(m, {m: rows[m]}) for m in known]
+    examples = [Example("none", {})]
+    for whole in real or [Example("made up", rows, words)]:
+        examples += [whole, Example("words", {}, whole.words)]
+        examples += [Example(m, {m: whole.rows[m]}) for m in whole.rows]
     expected = predict(fitted, examples)
-    bundle = Bundle.open(path)
-    for backend in DEVICES["cpu"]:
-        if obstacle(backend, bundle) is not None:
-            continue
+    for backend in _backends(path):
         model = affectrt.load(path, backend=backend)
         for index, example in enumerate(examples):
             answer = model.fuse(task.sequences(fitted, model, example), 1.0, 0.0)
@@ -216,3 +259,9 @@ def _check_answers(path: Path, fitted: Fitted, tolerance: float) -> None:
                     f"{' and '.join(sorted(answer.present)) or 'nothing'} present on the backend {backend}, "
                     f"expected at most {tolerance:g}; nothing was written",
                 )
+
+
+def _backends(path: Path) -> list[str]:
+    """Those of the CPU that can run the bundle here."""
+    bundle = Bundle.open(path)
+    return [name for name in DEVICES["cpu"] if obstacle(name, bundle) is None]

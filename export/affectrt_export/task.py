@@ -70,13 +70,17 @@ def measure(fitted: Fitted, model: Model, dataset: Dataset, cache: Path | None) 
     return TaskGate(metric, f"{dataset.name} valid", len(examples), before, after)
 
 
-def check(gate: TaskGate, max_drop: float) -> None:
-    """Raise ``export.task_gate`` when the metric got worse by more than ``max_drop`` of it."""
+def check(gate: TaskGate, max_drop: float, reason: str = "") -> None:
+    """Raise ``export.task_gate`` when the metric got worse by more than ``max_drop`` of it.
+
+    ``reason``: what else to say then.
+    """
     if not gate.drop <= max_drop:
         raise AffectError(
             "export.task_gate",
             f"task gate: {gate.metric} on {gate.dataset} goes from {gate.before:.4f} to {gate.after:.4f}, "
-            f"worse by {gate.drop:.2%}; at most {max_drop:.2%} is allowed (--max-drop); nothing was written",
+            f"worse by {gate.drop:.2%}; at most {max_drop:.2%} is allowed (--max-drop); nothing was "
+            f"written{reason}",
         )
 
 
@@ -92,10 +96,10 @@ def sequences(fitted: Fitted, model: Model, example: Example) -> dict[Modality, 
 
 
 def fusion_rows(
-    fitted: Fitted, examples: Sequence[Example], cache: Path | None
+    fitted: Fitted, examples: Sequence[Example], cache: Path | None, count: int = PARITY_EXAMPLES
 ) -> list[dict[Modality, FloatArray]]:
-    """What PyTorch's fusion model reads of the first examples, by modality."""
-    read = fitted.reader.read(examples[:PARITY_EXAMPLES], cache, False)
+    """What PyTorch's fusion model reads of the first ``count`` examples, by modality."""
+    read = fitted.reader.read(examples[:count], cache, False)
     found: list[dict[Modality, FloatArray]] = []
     for index in range(len(read)):
         batch = read[[index]]

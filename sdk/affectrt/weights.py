@@ -24,12 +24,15 @@ MAX_RANK = 32
 """As many axes as every numpy knows."""
 
 _LENGTH_BYTES = 8
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+_SCALE = ".scale"
+"""``x`` in I8 comes with ``x.scale`` in F32, as many axes, each as long or 1: its values are x · x.scale."""
 _METADATA = "__metadata__"
 
 
 def read_safetensors(data: bytes, where: str) -> dict[str, FloatArray]:
-    """All arrays by name, as float32 copies. F16 and BF16 are widened, which loses nothing.
+    """All arrays by name, as float32 copies. F16 and BF16 are widened, which loses nothing; an I8 array
+    ``x`` is multiplied with its scales ``x.scale``, which then are no array of their own.
 
     ``where`` names the file in errors. Raises ``bundle.weights`` unless the file is whole and says every
     thing once: the arrays must fill the numbers without gap or overlap. Values aren't looked at; NaN may be
@@ -46,7 +49,24 @@ def read_safetensors(data: bytes, where: str) -> dict[str, FloatArray]:
         except ValueError:  # sizes that only a 0 among them makes fit
             _refuse(f"{where}: {_shown(name)}", "a shape that fits in memory", shape)
     _check_tiled(sorted(spans), len(body), where)
+    kinds = {name: entry["dtype"] for name, entry in header.items() if isinstance(entry, dict)}
+    codes = [name for name, kind in kinds.items() if kind == "I8"]
+    for name in codes:
+        scales = arrays.pop(name + _SCALE) if kinds.get(name + _SCALE) == "F32" else None
+        arrays[name] = _scaled(name, arrays[name], scales, where)
     return arrays
+
+
+def _scaled(name: str, codes: FloatArray, scales: FloatArray | None, where: str) -> FloatArray:
+    shape = () if scales is None else scales.shape
+    if (
+        scales is None
+        or len(shape) != codes.ndim
+        or any(size not in (1, of) for size, of in zip(shape, codes.shape, strict=True))
+    ):
+        told = "none" if scales is None else list(shape)
+        _refuse(f"{where}: {_shown(name)}", f"F32 scales for int8 of shape {list(codes.shape)}", told)
+    return np.asarray(codes * scales, np.float32)
 
 
 def _split(data: bytes, where: str) -> tuple[dict[str, object], memoryview]:
@@ -95,7 +115,7 @@ def _whole_numbers(value: Any) -> bool:
 def _widened(raw: memoryview, dtype: str) -> FloatArray:
     if dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
+    return np.frombuffer(raw, {"F32": "<f4", "F16": "<f2", "I8": "i1"}[dtype]).astype(np.float32)
 
 
 def _check_tiled(spans: list[tuple[int, int, str]], size: int, where: str) -> None:

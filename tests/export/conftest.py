@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -20,6 +21,7 @@ from affectrt.features.vision import VisionConfig
 from affectrt_export import graphs
 from affectrt_export.gate import Int8Gate, probe_sentences
 from affectrt_export.package import ExportReport, export_starter
+from affectrt_export.parity import face_like
 from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
 from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
@@ -85,7 +87,7 @@ def make_starter(tiny_members: dict[str, bytes]) -> Callable[..., Starter]:
 
 
 def write_mosi(folder: Path, label: Callable[[str], float]) -> Path:
-    """A data folder whose MOSI validation split is the probe sentences, labelled by a function."""
+    """A data folder whose MOSI validation split is the probe sentences, labelled by a function; and FER+."""
     path = folder / "text/mosi_train_valid.csv"
     path.parent.mkdir(parents=True)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -93,7 +95,23 @@ def write_mosi(folder: Path, label: Callable[[str], float]) -> Path:
         writer.writerow(["id", "video_id", "clip", "split", "sentiment", "text"])
         for number, sentence in enumerate(probe_sentences()):
             writer.writerow([number, "v", number, "valid", label(sentence), sentence])
+    write_faces(folder / "faces/ferplus_train_valid.npz")
     return folder
+
+
+def write_faces(path: Path) -> None:
+    """FER+ with drawn faces, the last twelve of them for validation, all of them neutral."""
+    path.parent.mkdir()
+    images = (face_like(40, 48) * 255).astype(np.uint8)
+    votes = np.zeros((40, 2), np.int64)
+    votes[:, 0] = 10
+    np.savez(
+        path,
+        image=images,
+        votes=votes,
+        vote_names=np.array(["neutral", "happiness"]),
+        is_valid=np.arange(40) >= 28,
+    )
 
 
 @pytest.fixture(scope="session")

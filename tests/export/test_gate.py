@@ -14,7 +14,14 @@ from affectrt.errors import AffectError
 from affectrt_export import gate
 from affectrt_export.gate import Int8Gate
 
-GATE = Int8Gate(0.75, 0.752, tuple(0.01 * k for k in range(len(gate.probe_sentences()))))
+GATE = Int8Gate(
+    0.75,
+    0.752,
+    tuple(0.01 * k for k in range(len(gate.probe_sentences()))),
+    0.8,
+    0.795,
+    ((0.0, 1.5), (-2.0, 3.0)),
+)
 
 
 def _refused(match: str, run: Callable[[], object]) -> None:
@@ -44,6 +51,17 @@ def test_int8_may_cost_one_percent(int8: float, passes: bool) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("int8", "passes"), [(0.9, True), (0.7921, True), (0.7919, False), (float("nan"), False)]
+)
+def test_int8_faces_may_cost_one_percent(int8: float, passes: bool) -> None:
+    tried = replace(GATE, ferplus_valid_accuracy_int8=int8)
+    if passes:
+        gate.check_cost(tried)
+    else:
+        _refused(r"accuracy on FER\+ valid is .*, with fp32 0\.8000", lambda: gate.check_cost(tried))
+
+
 def test_a_record_survives_its_way_through_json() -> None:
     assert Int8Gate.recorded({gate.META_KEY: GATE.to_dict()}) == GATE
 
@@ -56,6 +74,7 @@ def test_a_record_survives_its_way_through_json() -> None:
         {gate.META_KEY: {"mosi_valid_mae_fp32": 0.75}},
         {gate.META_KEY: {**GATE.to_dict(), "mosi_valid_mae_int8": "little"}},
         {gate.META_KEY: {**GATE.to_dict(), "probe_sentiment": 3}},
+        {gate.META_KEY: {**GATE.to_dict(), "face_ranges": [1.0, 2.0]}},
     ],
 )
 def test_a_missing_or_broken_record_asks_for_data(meta: dict[str, Any]) -> None:
@@ -85,15 +104,17 @@ def test_measuring_is_the_mean_absolute_error_of_what_the_device_says(
 ) -> None:
     model = affectrt.load(tiny_bundle)
     data = make_mosi(lambda _: 1.0)
-    measured = gate.measure(model, model, data)
+    measured = gate.measure(model, model, data, ((0.0, 1.0),))
     said = [model.predict(text=sentence).sentiment for sentence in gate.probe_sentences()]
     expected = sum(abs(value - 1.0) for value in said) / len(said)
     assert measured.mosi_valid_mae_fp32 == measured.mosi_valid_mae_int8 == pytest.approx(expected, abs=1e-5)
     assert measured.probe_sentiment == pytest.approx(said, abs=1e-4)
+    assert 0.0 <= measured.ferplus_valid_accuracy_fp32 == measured.ferplus_valid_accuracy_int8 <= 1.0
+    assert measured.face_ranges == ((0.0, 1.0),)
 
 
 def test_measuring_without_the_data_set_says_what_is_missing(tiny_bundle: Path, tmp_path: Path) -> None:
     model = affectrt.load(tiny_bundle)
     with pytest.raises(AffectError, match="mosi_train_valid") as caught:
-        gate.measure(model, model, tmp_path)
+        gate.measure(model, model, tmp_path, ())
     assert caught.value.code == "data.not_found"

@@ -140,12 +140,13 @@ def test_the_manifest_says_what_was_measured(
 ) -> None:
     manifest = bundle.manifest
     assert (manifest.opset, manifest.ir_version) == (17, 10)
-    assert manifest.precision == {"text": "int8", "audio": "fp32", "vision": "fp32", "fusion": "fp32"}
+    assert manifest.precision == {"text": "int8", "audio": "fp32", "vision": "int8", "fusion": "fp32"}
     assert manifest.config == json.loads(json.dumps(starter.meta["config"]))
     figures = {metric.name: metric for metric in manifest.metrics}
     assert figures["mae"].dataset == "random weights"  # what training had measured stays
     assert figures["mae_int8"].value == int8_gate.mosi_valid_mae_int8
     assert figures["mae_fp32"].value == int8_gate.mosi_valid_mae_fp32
+    assert figures["accuracy_int8"].value == int8_gate.ferplus_valid_accuracy_int8
     assert figures["token_cosine_int8"].value == pytest.approx(report.token_cosine, abs=1e-5)
     assert report.token_cosine is not None and report.token_cosine > 0.99
     assert all(0 < difference < 1e-4 for difference in report.largest_difference.values())

@@ -420,11 +420,11 @@ def test_a_metric_that_drops_too_far_is_refused(plain: Path, tmp_path: Path) -> 
     _refused("export.task_gate", said, plain, tmp_path, dataset=sure, precision="fp16", max_drop=0.0001)
 
 
-def test_a_run_without_calibration_or_for_int8_is_refused(plain: Path, tmp_path: Path) -> None:
+def test_a_run_without_calibration_or_of_unknown_precision_is_refused(plain: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(plain, tmp_path / "run"))
     (folder / "calibration.json").unlink()
     _refused("export.uncalibrated", "train it again", folder, tmp_path)
-    _refused("export.precision", "int8 is the starter's", plain, tmp_path, precision="int8")
+    _refused("export.precision", "expected fp32, fp16, int8, got int4", plain, tmp_path, precision="int4")
 
 
 def test_as_people_type_it(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "entry": (pack({"x": 3}), "'x': expected dtype, shape and data_offsets, got 3"),
     "more in entry": (pack({"x": {**F32_BY_FOUR, "z": 1}}, BODY), "'x': expected dtype, shape and"),
     "evil name": (pack({"x\n" * 1000: 3}), "'x\\nx\\n"),
-    "dtype": (pack({"x": entry("I64", [2], 0, 16)}, BODY), "a dtype of F32, F16, BF16, got 'I64'"),
+    "dtype": (pack({"x": entry("I64", [2], 0, 16)}, BODY), "a dtype of F32, F16, BF16, I8, got 'I64'"),
     "dtype list": (pack({"x": {**F32_BY_FOUR, "dtype": []}}, BODY), "a dtype of"),
     "shape": (pack({"x": {**F32_BY_FOUR, "shape": "4"}}, BODY), "a shape of"),
     "negative": (pack({"x": entry("F32", [-2, -2], 0, 16)}, BODY), "a shape of"),
@@ -145,7 +145,7 @@ json_values = st.recursive(
 numbers = st.integers(-1, 40) | json_values
 entries = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["F32", "F16", "BF16", "F64"]) | json_values,
+        "dtype": st.sampled_from(["F32", "F16", "BF16", "I8", "F64"]) | json_values,
         "shape": st.lists(numbers, max_size=3) | json_values,
         "data_offsets": st.lists(numbers, max_size=3) | json_values,
     }
@@ -157,3 +157,25 @@ def test_any_header(header: dict[str, Any], body: bytes) -> None:
     arrays = read_or_refuse(pack(header, body))
     if arrays is not None:
         assert arrays.keys() == header.keys() - {"__metadata__"}
+
+
+CODES = np.array([[-127, 3], [0, 127]], np.int8)
+SCALES = np.array([[0.5], [2.0]], np.float32)
+
+
+def test_int8_is_multiplied_with_its_scales() -> None:
+    arrays = read_safetensors(save({"w": CODES, "w.scale": SCALES, "v.scale": SCALES}), "here")
+    assert arrays.keys() == {"w", "v.scale"}
+    assert arrays["w"].dtype == np.float32 and arrays["w"].tolist() == [[-63.5, 1.5], [0.0, 254.0]]
+
+
+@pytest.mark.parametrize(
+    "scales", [None, np.ones(2, np.float32), np.ones((3, 1), np.float32), np.ones((2, 1), np.float16)]
+)
+def test_int8_without_scales_that_fit_is_refused(scales: npt.NDArray[Any] | None) -> None:
+    arrays: dict[str, npt.NDArray[Any]] = {"w": CODES, **({} if scales is None else {"w.scale": scales})}
+    with pytest.raises(
+        AffectError, match=r"here: 'w': expected F32 scales for int8 of shape \[2, 2\]"
+    ) as caught:
+        read_safetensors(save(arrays), "here")
+    assert caught.value.code == "bundle.weights"

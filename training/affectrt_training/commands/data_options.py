@@ -16,11 +16,11 @@ VALID_SHARE = 0.2
 
 
 def add_data_options(
-    parser: argparse.ArgumentParser, *, required: bool = True, splitting: bool = True
+    parser: argparse.ArgumentParser, *, required: bool = True, splitting: bool = True, alias: str = "--data"
 ) -> None:
-    """``--data`` and how to read it; with ``splitting`` also how to split it."""
+    """``--data``, by another name too, and how to read it; with ``splitting`` also how to split it."""
     parser.add_argument(
-        "--data",
+        *dict.fromkeys(["--data", alias]),
         metavar="PATH",
         nargs="+",
         required=required,
