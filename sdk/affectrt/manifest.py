@@ -111,6 +111,22 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class MeasuredLatency:
+    """How long one window took on the machine that wrote the bundle, one thread."""
+
+    backend: str
+    """What ran it."""
+    p50_ms: float
+    """Median, in milliseconds."""
+    p95_ms: float
+    """95th percentile, in milliseconds."""
+    window: str
+    """What the window held."""
+    machine: str
+    """The machine, versions and date."""
+
+
+@dataclass(frozen=True)
 class Member:
     """One file inside the bundle."""
 
@@ -158,6 +174,8 @@ class Manifest:
     """Markdown: data, intended use, limits."""
     members: Mapping[str, Member]
     """Every file in the bundle but the manifest; :func:`affectrt.bundle.write_bundle` fills it in."""
+    latency: tuple[MeasuredLatency, ...] = ()
+    """What ``affectrt export --latency`` measured, a backend each."""
     schema: int = SCHEMA
     """Version of this layout."""
 
