@@ -31,9 +31,6 @@ NEWEST_OPSET = 21
 IR_VERSION = 10
 """ONNX Runtime 1.18, the oldest that is supported, reads no newer."""
 
-FUSION_INPUTS: tuple[str, ...] = tuple(name for m in MODALITIES for name in (m, f"{m}_lengths"))
-"""Inputs of a fusion graph, in order."""
-
 Axes = Sequence[str | int]
 """A shape: sizes, or the names of those that vary."""
 
@@ -118,7 +115,7 @@ def vision_graph(encoder: nn.Module, crop_px: int, dim: int, version: int = OPSE
 
 
 def fusion_graph(fusion: nn.Module, dims: Mapping[Modality, int], version: int = OPSET) -> Exported:
-    """A fusion model → :data:`FUSION_INPUTS` → ``sentiment`` (batch,), ``emotion_logits`` (batch, 7)."""
+    """A fusion model → the inputs and outputs of :class:`affectrt.manifest.FusionSpec`'s graph."""
     inputs: dict[str, tuple[Tensor, Axes]] = {}
     for steps, modality in zip((5, 6, 7), MODALITIES, strict=True):
         dim = dims[modality]

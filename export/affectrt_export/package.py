@@ -20,6 +20,7 @@ import affectrt
 from affectrt.affect import EMOTIONS, MODALITIES, Affect, Modality
 from affectrt.backends import FloatArray
 from affectrt.backends.choice import DEVICES, obstacle
+from affectrt.backends.fusion import FUSION_OUTPUTS
 from affectrt.backends.onnx_runtime import OnnxGraph
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
@@ -30,14 +31,13 @@ from affectrt_export import gate, graphs, int8_faces, parity
 from affectrt_export.gate import Int8Gate
 from affectrt_export.progress import Stages, silent
 from affectrt_export.quantize import quantize
-from affectrt_export.workplace import Proofs, load, move, one_thread, workplace
+from affectrt_export.workplace import SAME_ANSWER, Proofs, load, move, one_thread, workplace
 
 if TYPE_CHECKING:
     from affectrt_training.recipes.starter.weights import Starter
 
 NAME, FAMILY = "starter", "ghrnn-cma"
 TOKENIZER, WEIGHTS = "tokenizer.json", "fusion.safetensors"
-FUSION_OUTPUTS = ("sentiment", "emotion_logits")
 PROBE_SET = "AffectRT probe sentences"
 GATE_SET, FACE_SET = "CMU-MOSI valid", "FER+ valid"
 
@@ -124,6 +124,10 @@ def export_starter(
                     faces, ranges, starter.meta["vision"]["crop_px"]
                 )
         candidate = load(folder / "candidate.affect", manifest, members)
+        if proofs.half:
+            with stages("fp16 bundle against fp32"):
+                fp32 = load(folder / "fp32.affect", manifest, {**members, **proofs.fp32})
+                _check_same_answer(fp32, candidate, SAME_ANSWER["fp16"])
         if recorded is not None:
             found = recorded
             with stages("int8 gate: is this the encoder that was measured?"):
@@ -139,7 +143,7 @@ def export_starter(
                 manifest = replace(manifest, metrics=(*manifest.metrics, *_measured(found, cosine)))
             final = folder / "final.affect"
             model = load(final, manifest, members)
-            _check_same_answer(candidate, model)
+            _check_same_answer(candidate, model, 1e-5)
             _check_backends(final, model, 1e-4 if precision != "fp16" else parity.HALF_TOLERANCE)
             move(final, output)
     return ExportReport(
@@ -259,16 +263,16 @@ def _measured(found: Int8Gate, cosine: float) -> tuple[Metric, ...]:
     )
 
 
-def _check_same_answer(measured: Model, written: Model) -> None:
-    sentence = gate.probe_sentences()[0]
-    before, after = (model.predict(text=sentence) for model in (measured, written))
-    if after.present != {"text"} or _difference(before, after) > 1e-5:
-        raise AffectError(
-            "export.verify",
-            f"the bundle, opened again, says {after.sentiment:+.4f} to '{sentence}' from "
-            f"{sorted(after.present) or 'nothing'}; expected {before.sentiment:+.4f} from text; nothing was "
-            f"written",
-        )
+def _check_same_answer(measured: Model, written: Model, tolerance: float) -> None:
+    for sentence in gate.probe_sentences():
+        before, after = (model.predict(text=sentence) for model in (measured, written))
+        if after.present != {"text"} or _difference(before, after) > tolerance:
+            raise AffectError(
+                "export.verify",
+                f"the bundle, opened again, says {after.sentiment:+.4f} to '{sentence}' from "
+                f"{sorted(after.present) or 'nothing'}; expected {before.sentiment:+.4f} from text within "
+                f"{tolerance:g}; nothing was written",
+            )
 
 
 def _check_backends(path: Path, written: Model, tolerance: float) -> None:

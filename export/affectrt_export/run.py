@@ -19,17 +19,18 @@ from torch import nn
 import affectrt
 from affectrt.affect import MODALITIES, Modality
 from affectrt.backends import FloatArray
-from affectrt.backends.choice import BACKENDS, DEVICES, obstacle
+from affectrt.backends.choice import DEVICES, obstacle
+from affectrt.backends.fusion import FUSION_OUTPUTS
+from affectrt.bundle import Bundle
 from affectrt.errors import AffectError
 from affectrt.features.text import Tokenizer
 from affectrt.manifest import AudioSpec, Manifest, Metric, TextSpec, VisionSpec
 from affectrt_export import gate, graphs, int8_run, parity, task
 from affectrt_export.describe import FUSION_WEIGHTS, TOKENIZER, describe, starter_extractor
 from affectrt_export.int8_run import Sensitivity
-from affectrt_export.package import FUSION_OUTPUTS
 from affectrt_export.progress import Stages, silent
 from affectrt_export.task import TaskGate
-from affectrt_export.workplace import Proofs, load, move, one_thread, workplace
+from affectrt_export.workplace import SAME_ANSWER, Proofs, load, move, one_thread, workplace
 from affectrt_training.data.dataset import Dataset, Example
 from affectrt_training.encoders.text import TextEncoder, max_tokens_of, tokenizer_json
 from affectrt_training.fit.checkpoint import Fitted, load_run
@@ -37,10 +38,6 @@ from affectrt_training.fit.predict import predict
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """What a run's graphs can be written in."""
-
-SAME_ANSWER = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.5}
-"""Largest difference of sentiment or a probability between the written bundle as a whole and PyTorch. At int8
-single answers move; what that costs is the task gate's to say."""
 
 TRIED_EXAMPLES = 4
 """Examples of the data, where there are some, that bundle and run are both asked."""
@@ -125,7 +122,8 @@ def export_run(
             assert dataset is not None
             load(candidate, manifest, tried)
             _check_answers(candidate, fitted, SAME_ANSWER[precision], examples[:TRIED_EXAMPLES])
-            backends = [name for name in DEVICES["cpu"] if _runs(name, candidate)]
+            bundle = Bundle.open(candidate)
+            backends = [name for name in DEVICES["cpu"] if obstacle(name, bundle) is None]
             with stages(f"task gate: measuring on {dataset.name} valid"):
                 gates = [
                     task.measure(fitted, affectrt.load(candidate, backend=name), dataset, cache)
@@ -229,7 +227,7 @@ def _longest(fitted: Fitted, modality: Modality, real: Sequence[FloatArray]) -> 
 
 
 def _check_answers(path: Path, fitted: Fitted, tolerance: float, real: Sequence[Example]) -> None:
-    """The bundle as a whole against the run as a whole: words and rows in, the result out, on every backend.
+    """The bundle, on every backend of the CPU, against the run: words and rows in, the result out.
 
     Asked ``real`` examples, without any made-up ones, nothing and what is present of them alone.
 
@@ -246,10 +244,12 @@ def _check_answers(path: Path, fitted: Fitted, tolerance: float, real: Sequence[
         examples += [whole, Example("words", {}, whole.words)]
         examples += [Example(m, {m: whole.rows[m]}) for m in whole.rows]
     expected = predict(fitted, examples)
-    for backend in BACKENDS:
-        model = affectrt.load(path, backend=backend) if _runs(backend, path) else None
-        for index, example in enumerate(examples if model is not None else []):
-            assert model is not None
+    bundle = Bundle.open(path)
+    for backend in DEVICES["cpu"]:
+        if obstacle(backend, bundle) is not None:
+            continue
+        model = affectrt.load(path, backend=backend)
+        for index, example in enumerate(examples):
             answer = model.fuse(task.sequences(fitted, model, example), 1.0, 0.0)
             logits = np.log(np.maximum(expected.probabilities[index], 1e-30))
             probabilities = model.manifest.calibration.probabilities(logits, answer.present)
@@ -264,9 +264,3 @@ def _check_answers(path: Path, fitted: Fitted, tolerance: float, real: Sequence[
                     f"{' and '.join(sorted(answer.present)) or 'nothing'} present on the backend {backend}, "
                     f"expected at most {tolerance:g}; nothing was written",
                 )
-
-
-def _runs(backend: str, path: Path) -> bool:
-    from affectrt.bundle import Bundle
-
-    return obstacle(backend, Bundle.open(path)) is None

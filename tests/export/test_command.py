@@ -18,6 +18,11 @@ def test_recording_a_gate_needs_data(capsys: pytest.CaptureFixture[str]) -> None
     assert "[cli.usage] --record-gate" in capsys.readouterr().err
 
 
+def test_data_of_the_starter_measure_int8_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "starter", "--precision", "fp16", "--data", "folder"]) == 2
+    assert "measures int8 on --data; leave it out at fp16" in capsys.readouterr().err
+
+
 def test_only_what_can_be_exported_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "nothing"]) == 2
     assert "[export.unknown] expected 'starter' or the folder of a run" in capsys.readouterr().err

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from affectrt.backends.fusion import FUSION_INPUTS
 from affectrt.backends.onnx_runtime import OnnxGraph
 from affectrt.bundle import Bundle
 from affectrt.errors import AffectError
 from affectrt_export import graphs, opset, parity
-from affectrt_export.graphs import FUSION_INPUTS
 from affectrt_training.encoders.voice import VoiceEncoder
 from affectrt_training.recipes.starter.weights import Starter
 

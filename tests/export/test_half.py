@@ -71,7 +71,7 @@ def test_it_computes_nearly_the_same_also_of_inputs_beyond_the_range() -> None:
 
 def test_a_table_is_half_and_what_stands_in_it_is_full_again() -> None:
     rng = np.random.default_rng(0)
-    constants = {
+    constants: dict[str, Any] = {
         "table": rng.normal(size=(9, 4)).astype(np.float32),
         "places": np.arange(9),
         "w": rng.normal(size=(4, 4)).astype(np.float32),

@@ -89,6 +89,28 @@ def test_the_bundle_answers_as_pytorch_does(
     assert list(answer.emotions.values()) == pytest.approx(probabilities, abs=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_starter_without_int8_needs_no_record_of_what_that_costs(
+    starter: Starter, report: ExportReport, precision: str, tmp_path: Path
+) -> None:
+    made = export_starter(starter, tmp_path / "x.affect", precision=precision)
+    assert made.gate is None and made.token_cosine is None and gate.META_KEY not in starter.meta
+    assert set(made.manifest.precision.values()) == {precision}
+    assert all(difference < 1e-4 for difference in made.largest_difference.values())
+    halves = made.half_difference
+    assert set(halves) == (set(made.manifest.precision) if precision == "fp16" else set())
+    assert all(0 < difference < 0.1 for difference in halves.values())
+    sizes = [r.manifest.members["audio.onnx"].bytes for r in (made, report)]
+    assert (sizes[0] < sizes[1]) == (precision == "fp16")
+    sentence = "the film was great, i love it"
+    tokenizer = Tokenizer.from_json(starter.tokenizer_json, starter.meta["text"]["max_tokens"])
+    ids = torch.from_numpy(tokenizer.encode(words_of(sentence, 0.0)).ids)[None]
+    states = starter.text_encoder(input_ids=ids).last_hidden_state[0].numpy()
+    answer = affectrt.load(made.path).predict(text=sentence)
+    expected, _ = _torch_fusion(starter, {"text": states})
+    assert answer.sentiment == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 0.02)
+
+
 def test_a_graph_that_differs_from_the_weights_is_not_written(
     make_starter: Callable[..., Starter], make_mosi: Callable[..., Path], tmp_path: Path
 ) -> None:

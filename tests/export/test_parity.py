@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from affectrt.affect import MODALITIES
+from affectrt.backends.fusion import FUSION_OUTPUTS
 from affectrt.bundle import Bundle
 from affectrt.calibration import PRESENCE_KEYS, presence_key
 from affectrt.errors import AffectError
@@ -18,8 +19,6 @@ from affectrt.features.text import Tokenizer
 from affectrt_export import parity
 from affectrt_export.gate import probe_sentences
 from affectrt_training.recipes.starter.weights import Starter
-
-FUSION_OUTPUTS = ("sentiment", "emotion_logits")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ def distilbert() -> nn.Module:
         vocab_size=TOKENS, dim=DIM, n_layers=1, n_heads=2, hidden_dim=16, max_position_embeddings=LONGEST,
         initializer_range=0.3,
     )  # fmt: skip
-    return DistilBertModel(config)
+    model: nn.Module = DistilBertModel(config)
+    return model
 
 
 def mpnet() -> nn.Module:
@@ -30,7 +31,8 @@ def mpnet() -> nn.Module:
         vocab_size=TOKENS, hidden_size=DIM, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         max_position_embeddings=LONGEST + 2, initializer_range=0.3,
     )  # fmt: skip
-    return MPNetModel(config, add_pooling_layer=False)
+    model: nn.Module = MPNetModel(config, add_pooling_layer=False)
+    return model
 
 
 def texts() -> Iterator[parity.Case]:
