@@ -56,6 +56,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="by how much the metric may get worse on --data, such as 0.01 or 1%% (default: 1%%)",
     )
     parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="time a window on this machine and write it, with the machine, into the manifest; without, the "
+        "same weights and data give the same bytes",
+    )
+    parser.add_argument(
         "--licence",
         default="",
         metavar="TEXT",
@@ -127,6 +133,7 @@ def _export_starter(args: argparse.Namespace) -> None:
         precision=precision,
         opset=args.opset,
         data=None if args.data is None else Path(args.data[0]),
+        latency=args.latency,
         stages=stages,
     )
     _print_starter(report)
@@ -160,6 +167,7 @@ def _export_run(args: argparse.Namespace) -> None:
         max_drop=args.max_drop,
         licence=args.licence,
         cache=text_cache(args.cache),
+        latency=args.latency,
         stages=stages,
     )
     _print_run(report)
@@ -209,6 +217,8 @@ def _print_graphs(
         if graph in halves:
             told += f", fp16 within {halves[graph]:.1e} of that"
         print(f"  {graph:<7} {manifest.precision[graph]}  {size / 1e6:7.3f} MB  {told}")
+    for one in manifest.latency:
+        print(f"  {one.window}: {one.p50_ms:.1f} ms (p95 {one.p95_ms:.1f}) on {one.backend}")
 
 
 COMMAND = Command(

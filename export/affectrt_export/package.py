@@ -29,6 +29,7 @@ from affectrt.manifest import SCHEMA, Manifest, Metric
 from affectrt.model import Model
 from affectrt_export import gate, graphs, int8_faces, parity
 from affectrt_export.gate import Int8Gate
+from affectrt_export.latency import latency_of
 from affectrt_export.progress import Stages, silent
 from affectrt_export.quantize import quantize
 from affectrt_export.workplace import SAME_ANSWER, Proofs, load, move, one_thread, workplace
@@ -81,12 +82,14 @@ def export_starter(
     precision: str = "int8",
     opset: int = graphs.OPSET,
     data: Path | None = None,
+    latency: bool = False,
     stages: Stages = silent,
 ) -> ExportReport:
     """Write the starter's bundle to ``output``; at int8 its text and face encoder are, the rest is fp32.
 
     With ``data`` the face encoder is calibrated and the int8 gate measured on it, else the recorded one is
-    verified.
+    verified. ``latency``: time the bundle, for its manifest.
+
     Raises ``export.parity``, ``export.int8_gate``, ``export.meta`` when the weights' sidecar lacks something,
     ``export.opset``, ``export.half``, ``export.verify`` when the written bundle doesn't repeat its answer,
     ``output.unwritable`` and ``data.not_found``.
@@ -145,7 +148,11 @@ def export_starter(
             model = load(final, manifest, members)
             _check_same_answer(candidate, model, 1e-5)
             _check_backends(final, model, 1e-4 if precision != "fp16" else parity.HALF_TOLERANCE)
-            move(final, output)
+        if latency:
+            with stages("latency of a window"):
+                manifest = replace(manifest, latency=latency_of(final))
+            model = load(final, manifest, members)
+        move(final, output)
     return ExportReport(
         output, model.manifest, proofs.differences, proofs.half_differences, cosine, found, probe_difference
     )

@@ -19,15 +19,14 @@ from torch import nn
 import affectrt
 from affectrt.affect import MODALITIES, Modality
 from affectrt.backends import FloatArray
-from affectrt.backends.choice import DEVICES, obstacle
 from affectrt.backends.fusion import FUSION_OUTPUTS
-from affectrt.bundle import Bundle
 from affectrt.errors import AffectError
 from affectrt.features.text import Tokenizer
 from affectrt.manifest import AudioSpec, Manifest, Metric, TextSpec, VisionSpec
 from affectrt_export import gate, graphs, int8_run, parity, task
 from affectrt_export.describe import FUSION_WEIGHTS, TOKENIZER, describe, starter_extractor
 from affectrt_export.int8_run import Sensitivity
+from affectrt_export.latency import cpu_backends, latency_of
 from affectrt_export.progress import Stages, silent
 from affectrt_export.task import TaskGate
 from affectrt_export.workplace import SAME_ANSWER, Proofs, load, move, one_thread, workplace
@@ -74,13 +73,14 @@ def export_run(
     max_drop: float = task.MAX_DROP,
     licence: str = "",
     cache: Path | None = None,
+    latency: bool = False,
     stages: Stages = silent,
 ) -> RunReport:
     """Write the bundle of a finished run to ``output``.
 
     ``dataset``: its split ``valid`` is what the graphs are tried and the task is measured on; without, graphs
     are tried on made-up rows like the run's. int8 needs it: its split ``train`` calibrates. ``cache``: where
-    rows of a frozen text encoder are kept.
+    rows of a frozen text encoder are kept. ``latency``: time the bundle, for its manifest.
 
     Raises what :func:`affectrt_training.fit.checkpoint.load_run` does; ``export.precision``,
     ``export.opset``, ``export.calibration``, ``export.uncalibrated``, ``export.extractor``,
@@ -125,7 +125,7 @@ def export_run(
             with stages(f"task gate: measuring on {dataset.name} valid"):
                 gates = [
                     task.measure(fitted, affectrt.load(candidate, backend=name), dataset, cache)
-                    for name in _backends(candidate)
+                    for name in cpu_backends(candidate)
                 ]
             return max(gates, key=lambda gate: gate.drop)
 
@@ -154,6 +154,10 @@ def export_run(
             manifest = replace(manifest, metrics=(*manifest.metrics, *told))
         final = place / "final.affect"
         model = load(final, manifest, members)
+        if latency:
+            with stages("latency of a window"):
+                manifest = replace(manifest, latency=latency_of(final))
+            model = load(final, manifest, members)
         move(final, output)
     return RunReport(output, model.manifest, proofs.differences, proofs.half_differences, found, kept)
 
@@ -242,7 +246,7 @@ def _check_answers(path: Path, fitted: Fitted, tolerance: float, real: Sequence[
         examples += [whole, Example("words", {}, whole.words)]
         examples += [Example(m, {m: whole.rows[m]}) for m in whole.rows]
     expected = predict(fitted, examples)
-    for backend in _backends(path):
+    for backend in cpu_backends(path):
         model = affectrt.load(path, backend=backend)
         for index, example in enumerate(examples):
             answer = model.fuse(task.sequences(fitted, model, example), 1.0, 0.0)
@@ -259,9 +263,3 @@ def _check_answers(path: Path, fitted: Fitted, tolerance: float, real: Sequence[
                     f"{' and '.join(sorted(answer.present)) or 'nothing'} present on the backend {backend}, "
                     f"expected at most {tolerance:g}; nothing was written",
                 )
-
-
-def _backends(path: Path) -> list[str]:
-    """Those of the CPU that can run the bundle here."""
-    bundle = Bundle.open(path)
-    return [name for name in DEVICES["cpu"] if obstacle(name, bundle) is None]

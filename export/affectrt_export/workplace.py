@@ -22,8 +22,8 @@ from affectrt_export.half import to_half
 from affectrt_export.progress import Stages
 
 SAME_ANSWER = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.5}
-"""Largest difference of sentiment or a probability between a bundle as a whole and what it was made from. At int8
-single answers move; what that costs is the task gate's to say."""
+"""Largest difference of sentiment or a probability between a bundle as a whole and what it was made from. At
+int8 single answers move; what that costs is the task gate's to say."""
 
 
 @contextmanager

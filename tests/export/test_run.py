@@ -19,12 +19,13 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 import affectrt
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt.backends.onnx_runtime import OnnxGraph
 from affectrt.cli import main
 from affectrt.errors import AffectError
 from affectrt.features import text as features
 from affectrt.features.sequence import FeatureSequence
 from affectrt.manifest import RowsSpec, TextSpec
-from affectrt_export import graphs, run, task
+from affectrt_export import graphs, int8, run, task
 from affectrt_export.graphs import Exported
 from affectrt_export.half import to_half
 from affectrt_export.parity import check_parity, fusion_cases
@@ -143,6 +144,11 @@ def test_every_system_answers_as_a_bundle_as_in_pytorch(
     outputs = ("sentiment", "emotion_logits")
     assert check_parity("half", half, graph, outputs, fusion_cases(states)) > 0
     assert len(half) < len(graph) or system == "text-mean"  # so few weights that the casts outweigh them
+    whole = int8.to_int8(graph, "fusion", int8.measure_ranges(graph, "fusion", fusion_cases(states)))
+    exact, rounded = (OnnxGraph(each, threads=1) for each in (graph, whole))
+    for case in fusion_cases(states):
+        for want, got in zip(exact(**case.inputs), rounded(**case.inputs), strict=True):
+            assert np.abs(got - want).max() < 0.03 * max(1.0, float(np.abs(want).max()))
     for backend in ("onnxruntime", "native") if manifest.fusion.weights else ("onnxruntime",):
         model = affectrt.load(report.path, backend=backend)
         for present in patterns():

@@ -62,7 +62,10 @@ def glance(bundle: Bundle, path: Path) -> str:
             for metric in m.metrics
         ]
     for one in m.latency:
-        lines += ["", f"a window in {one.p50_ms:.1f} ms (p95 {one.p95_ms:.1f}) on {one.backend}: {one.window}"]
+        lines += [
+            "",
+            f"a window in {one.p50_ms:.1f} ms (p95 {one.p95_ms:.1f}) on {one.backend}: {one.window}",
+        ]
         lines += wrap(one.machine, 80)
     lines += ["", "The model card (data, intended use, limits): affectrt info --card"]
     return "\n".join(lines) + "\n"
