@@ -72,6 +72,7 @@ def describe(fitted: Fitted, name: str, precision: str, opset: int, licence: str
             "opset": opset,
             "ir_version": graphs.IR_VERSION,
             "metrics": _metrics(fitted),
+            "latency": [],
             "licence": licence or LICENCE,
             "model_card": card(fitted, name),
             "members": {

@@ -251,6 +251,7 @@ def _manifest(meta: Mapping[str, Any], precision: str, opset: int) -> Manifest:
         "opset": opset,
         "ir_version": graphs.IR_VERSION,
         "metrics": meta["metrics"],
+        "latency": [],
         "licence": meta["licence"],
         "model_card": meta["model_card"],
         "members": {name: {"sha256": hashlib.sha256().hexdigest(), "bytes": 0} for name in members},

@@ -75,7 +75,8 @@ def check(
             refused.append(Refused(path, name, error.code, error.message))
     reference = reference_of(workers) if workers else ""
     gaps = {name: difference(workers[reference].affect, worker.affect) for name, worker in workers.items()}
-    agree = [name for name, gap in gaps.items() if gap <= tolerance(reference, name)]
+    allowed = {name: tolerance(reference, name, bundle.manifest.precision["fusion"]) for name in workers}
+    agree = [name for name, gap in gaps.items() if gap <= allowed[name]]
     for name, gap in gaps.items():
         if name in agree and (len(agree) > 1 or len(gaps) == 1):
             continue
@@ -83,7 +84,7 @@ def check(
         if name == reference:
             told = f"of {', '.join(gaps)}, none agrees with {name}"
         message = (
-            f"{path}: {told} on the same input, expected at most {tolerance(reference, name):g}; wrong "
+            f"{path}: {told} on the same input, expected at most {allowed[name]:g}; wrong "
             f"numbers have no speed: see 'affectrt doctor {path}'"
         )
         refused.append(Refused(path, name, "bench.disagrees", message))

@@ -42,7 +42,7 @@ def check_bundle(path: Path, backend: str | None = None) -> Iterator[Finding]:
         except AffectError as error:
             yield _fault(subject, error)
     if len(results) > 1:
-        yield compare(subject, results)
+        yield compare(subject, results, bundle.manifest.precision["fusion"])
     if backend is None and results:
         choice = choose_backend(bundle, start=partial(_check_ran, results))
         yield Finding("ok", subject, f"without a name, {choice.backend} runs it: {choice.reason}")
@@ -53,11 +53,16 @@ def _check_ran(results: Mapping[str, Affect], backend: str) -> None:
         raise AffectError("backend.unavailable", "it doesn't run, as told above")
 
 
-def compare(subject: str, results: dict[str, Affect]) -> Finding:
-    """Whether all backends say what the first that runs on the processor says, of the same input."""
+def compare(subject: str, results: dict[str, Affect], precision: str) -> Finding:
+    """Whether all backends say what the first that runs on the processor says, of the same input.
+
+    ``precision`` of the fusion graph.
+    """
     first = reference_of(results)
     apart = {name: difference(results[first], affect) for name, affect in results.items() if name != first}
-    far = [f"{name} by {gap:.2g}" for name, gap in apart.items() if not gap <= tolerance(first, name)]
+    far = [
+        f"{name} by {gap:.2g}" for name, gap in apart.items() if not gap <= tolerance(first, name, precision)
+    ]
     if far:
         return Finding(
             "FAULT",
