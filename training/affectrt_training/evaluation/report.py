@@ -104,7 +104,8 @@ def _head(comparison: Comparison) -> str:
         f"{seeds} seed{'s' * (seeds != 1)}; mean ± standard deviation over them. All rows see the same "
         f"folds, features (widths: {dims}), seeds and budget. Labels from {data['label_range'][0]:g} to "
         f"{data['label_range'][1]:g} are mapped to −3 to 3, and errors are on that scale."
-        + "".join(f"\n- {note}" for note in [""] * bool(data["notes"]) + list(data["notes"]))
+        + ("\n" if data["notes"] else "")
+        + "".join(f"\n- {note}" for note in data["notes"])
     )
 
 
