@@ -75,7 +75,9 @@ def check(
             refused.append(Refused(path, name, error.code, error.message))
     reference = reference_of(workers) if workers else ""
     gaps = {name: difference(workers[reference].affect, worker.affect) for name, worker in workers.items()}
-    allowed = {name: tolerance(reference, name, bundle.manifest.precision["fusion"]) for name in workers}
+    allowed = {
+        name: tolerance(reference, name, bundle.manifest.precision.get("fusion", "fp32")) for name in workers
+    }
     agree = [name for name, gap in gaps.items() if gap <= allowed[name]]
     for name, gap in gaps.items():
         if name in agree and (len(agree) > 1 or len(gaps) == 1):

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from affectrt.model import Model
 
 TOLERANCE, GPU_TOLERANCE, INT8_TOLERANCE = 1e-4, 1e-2, 5e-2
-"""How far sentiment and probabilities may lie apart: in float32; where one of the two is a GPU's runtime, which
-adds in another order and in tf32 or fp16 keeps fewer digits; and at int8, where ONNX Runtime rounds activations
+"""How far sentiment and probabilities may lie apart: in float32; at fp16, or where one of the two is a GPU's
+runtime, which adds in another order and may round to tf32; and at int8, where ONNX Runtime rounds activations
 that native and torch leave as they are."""
 
 MADE_UP_ROWS = 40

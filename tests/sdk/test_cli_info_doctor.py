@@ -82,12 +82,17 @@ def _affect(sentiment: float) -> Affect:
 
 
 def test_backends_are_held_to_the_processors_answer() -> None:
-    def state(**sentiments: float) -> tuple[str, str]:
-        finding = compare("x", {name.replace("_", "-"): _affect(s) for name, s in sentiments.items()})
+    def state(precision: str = "fp32", **sentiments: float) -> tuple[str, str]:
+        results = {name.replace("_", "-"): _affect(s) for name, s in sentiments.items()}
+        finding = compare("x", results, precision)
         return finding.state, finding.detail
 
     assert state(native=0.5, onnxruntime=0.5 + 5e-5) == ("ok", "native, onnxruntime agree within 5e-05")
     assert state(native=0.5, onnxruntime=0.5 + 2e-4)[0] == "FAULT"
+    assert state("fp16", native=0.5, onnxruntime=0.505)[0] == "ok"
+    assert state("fp16", native=0.5, onnxruntime=0.52)[0] == "FAULT"
+    assert state("int8", native=0.5, onnxruntime=0.52)[0] == "ok"
+    assert state("int8", native=0.5, onnxruntime=0.56)[0] == "FAULT"
     assert state(tensorrt=0.505, native=0.5, onnxruntime=0.5)[0] == "ok"
     fault = ("FAULT", "backends differ from native: tensorrt by 0.02")
     assert state(tensorrt=0.52, native=0.5, onnxruntime=0.5) == fault

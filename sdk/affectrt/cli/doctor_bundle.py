@@ -42,7 +42,7 @@ def check_bundle(path: Path, backend: str | None = None) -> Iterator[Finding]:
         except AffectError as error:
             yield _fault(subject, error)
     if len(results) > 1:
-        yield compare(subject, results, bundle.manifest.precision["fusion"])
+        yield compare(subject, results, bundle.manifest.precision.get("fusion", "fp32"))
     if backend is None and results:
         choice = choose_backend(bundle, start=partial(_check_ran, results))
         yield Finding("ok", subject, f"without a name, {choice.backend} runs it: {choice.reason}")
