@@ -84,12 +84,13 @@ class Recent:
                 results=self._results,
                 dropped_results=dropped_results,
                 events=self._events,
-                latency=_quantiles(self._latencies_ms) if self._latencies_ms else None,
-                stages={name: _quantiles(times) for name, times in self._stages_ms.items()},
+                latency=quantiles(self._latencies_ms) if self._latencies_ms else None,
+                stages={name: quantiles(times) for name, times in self._stages_ms.items()},
             )
 
 
-def _quantiles(times_ms: Iterable[float]) -> Quantiles:
+def quantiles(times_ms: Iterable[float]) -> Quantiles:
+    """Of at least one time."""
     times = np.fromiter(times_ms, np.float64)
     p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
     return Quantiles(p50, p95, p99, len(times))
