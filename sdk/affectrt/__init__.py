@@ -6,7 +6,7 @@
     with model.stream() as stream:
         stream.push_audio(pcm, sample_rate=16_000)
         stream.push_frame(bgr)
-        for affect in stream.poll():
+        for affect in stream:
             print(affect.time_s, affect.sentiment, affect.emotions)
 
 Importing this package loads nothing heavier than numpy; what a model needs is loaded with the model.

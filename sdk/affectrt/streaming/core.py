@@ -160,7 +160,11 @@ class StreamCore:
         last_s = self._reported.get((code, about))
         if last_s is None or abs(time_s - last_s) >= REPEAT_S:
             self._reported[code, about] = time_s
-            self._events.append(Event(time_s, code, message))
+            self.tell(Event(time_s, code, message))
+
+    def tell(self, event: Event) -> None:
+        """An event for the next result, however often it comes."""
+        self._events.append(event)
 
     def take(self, items: Iterable[Input]) -> Iterator[Affect]:
         """Take inputs in and compute what becomes due by the newest time."""

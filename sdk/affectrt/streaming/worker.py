@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from affectrt.affect import Affect
+from affectrt.affect import Affect, Event
 from affectrt.profiling import StageTimer
 from affectrt.streaming.clock import Clock
 from affectrt.streaming.core import StreamCore
@@ -150,10 +150,7 @@ class Worker:
     def _tell(self, losses: dict[str, Loss]) -> None:
         for kind, loss in losses.items():
             code, what, why = _BOUNDS[kind]
-            self._core.report(
-                loss.end_s,
-                code,
-                f"stream: {loss.count} {what} of {loss.start_s:.2f} to {loss.end_s:.2f} s were dropped: "
-                f"{why}",
-                about=kind,
+            message = (
+                f"stream: {loss.count} {what} of {loss.start_s:.2f} to {loss.end_s:.2f} s were dropped: {why}"
             )
+            self._core.tell(Event(loss.end_s, code, message))
