@@ -30,12 +30,12 @@ import numpy.typing as npt
 
 from affectrt.affect import Affect
 from affectrt.errors import AffectError
-from affectrt.features.frames import FrameSampler
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import WORDS_PER_SECOND, Word, words_of
 from affectrt.profiling import StageTimer
 from affectrt.streaming.core import StreamCore
 from affectrt.streaming.inputs import (
+    Frames,
     Input,
     audio_inputs,
     check_times,
@@ -48,7 +48,6 @@ from affectrt.streaming.inputs import (
 from affectrt.streaming.queues import Command
 from affectrt.streaming.statistics import StreamStatistics
 from affectrt.streaming.worker import Worker
-from affectrt.timeline import DISORDER_S
 
 if TYPE_CHECKING:
     from affectrt.model import Model
@@ -75,8 +74,7 @@ class Stream:
         self._stop = weakref.finalize(self, self._worker.stop)
         self._lock = threading.Lock()  # stamps and places in the queue go together
         self._clock = self._worker.clock
-        self._sampler: FrameSampler | None = None
-        self._newest_frame_s = 0.0
+        self._frames = Frames(model.encoders)
 
     def __enter__(self) -> Stream:
         return self
@@ -97,7 +95,7 @@ class Stream:
         """Forget the person: what was pushed, computed and not yet read. The clock goes on."""
         with self._lock:
             self._check_open()
-            self._sampler = None
+            self._frames = Frames(self._encoders)
             self._clock.restart()
             command = Command("reset")
             self._worker.inbox.command(command, clear=True)
@@ -139,7 +137,7 @@ class Stream:
         with self._lock:
             self._check_open()
             moment_s = self._clock.stamp_s() if time_s is None else float(time_s)
-            if self._samples(moment_s):
+            if self._frames.takes(moment_s):
                 self._put([frame_input(frame, moment_s, arrived_at, timed=time_s is not None)])
 
     def push_text(self, text: str, start_s: float | None = None, end_s: float | None = None) -> None:
@@ -230,15 +228,6 @@ class Stream:
     def statistics(self) -> StreamStatistics:
         """Counts since the stream was made, and how long recent results took, stage by stage."""
         return self._worker.statistics()
-
-    def _samples(self, moment_s: float) -> bool:
-        """Whether a frame is looked at; a clock that was set back starts over."""
-        if self._sampler is None or moment_s < self._newest_frame_s - DISORDER_S:
-            rate_hz = self._encoders.frame_rate_hz
-            assert rate_hz is not None  # checked_frame() would have refused
-            self._sampler = FrameSampler(rate_hz)
-        self._newest_frame_s = moment_s
-        return self._sampler.takes(moment_s)
 
     def _put(self, items: list[Input]) -> None:
         self._worker.inbox.put(items, live=self._clock.live)

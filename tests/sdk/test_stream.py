@@ -26,7 +26,7 @@ from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word, words_of
 from affectrt.stream import Stream
-from affectrt.streaming import clock, queues, statistics, worker
+from affectrt.streaming import clock, queues, statistics, watch, worker
 from affectrt.streaming.core import StreamCore
 
 RATE_HZ = 16_000
@@ -138,7 +138,7 @@ def pushes(draw: st.DrawFn, dim: int) -> list[Push]:
     return found
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data(), hop_s=st.sampled_from([0.1, 0.5, 1.0]), naps=st.integers(0, 3))
 def test_with_times_of_its_own_it_is_the_core(
     tiny_model: affectrt.Model, data: st.DataObject, hop_s: float, naps: int
@@ -280,6 +280,23 @@ def test_times_that_are_not_the_clocks_are_refused_when_live(tiny_model: affectr
         results = list(islice(stream, 3))
     assert codes(results) == ["stream.time"]
     assert all(affect.time_s < PATIENCE_S for affect in results)
+
+
+def test_a_camera_that_is_unplugged_and_plugged_in_again(
+    tiny_model: affectrt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOST_S", 0.3)
+    grey = np.zeros((48, 48), np.uint8)
+    told: list[str] = []
+    with tiny_model.stream(hop_s=0.05) as stream:
+        results = iter(stream)
+        stream.push_frame(grey)
+        while "modality_lost" not in told:
+            told += codes([next(results)])
+        stream.push_frame(grey)
+        while "modality_back" not in told:
+            told += codes([next(results)])
+    assert told == ["modality_lost", "modality_back"]
 
 
 def test_overdue_live_results_are_left_out_and_counted(

@@ -22,6 +22,7 @@ from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word, words_of
 from affectrt.profiling import StageTimer
 from affectrt.streaming.inputs import (
+    Frames,
     Input,
     audio_inputs,
     check_times,
@@ -79,6 +80,7 @@ class StreamCore:
         self._hop_s = hop_s
         self._timer = timer or StageTimer.off()
         self._waiting: list[Input] = []
+        self._frames = Frames(model.encoders)
         self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
         self._reported: dict[tuple[str, str], float] = {}
         self._forget()
@@ -108,7 +110,8 @@ class StreamCore:
         """As :meth:`affectrt.stream.Stream.push_frame`."""
         frame = checked_frame(self._model.encoders, frame)
         check_times(time_s)
-        self._waiting.append(frame_input(frame, float(time_s), perf_counter()))
+        if self._frames.takes(time_s):
+            self._waiting.append(frame_input(frame, float(time_s), perf_counter()))
 
     def push_text(self, text: str, start_s: float, end_s: float | None = None) -> None:
         """As :meth:`affectrt.stream.Stream.push_text`."""

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from affectrt.affect import Modality
 from affectrt.encoders import Encoders
 from affectrt.errors import AffectError
+from affectrt.features.frames import FrameSampler, check_frame
 from affectrt.features.sequence import FeatureSequence, FloatArray
 from affectrt.features.text import Word
-from affectrt.timeline import Timeline
+from affectrt.timeline import DISORDER_S, Timeline
 
 Kind = Literal["audio", "frames", "words", "features"]
 
@@ -80,10 +81,24 @@ def audio_inputs(
 
 def checked_frame(encoders: Encoders, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The frame itself. Raises as :meth:`affectrt.stream.Stream.push_frame`."""
-    from affectrt.features.frames import check_frame
-
     encoders.check_extractor("vision")
     return check_frame(frame)
+
+
+class Frames:
+    """Which of one person's frames are looked at: the others are passed over before they cost a copy."""
+
+    def __init__(self, encoders: Encoders) -> None:
+        self._rate_hz = encoders.frame_rate_hz or 0.0
+        self._sampler: FrameSampler | None = None
+        self._newest_s = 0.0
+
+    def takes(self, time_s: float) -> bool:
+        """Whether the frame of ``time_s`` is; after a clock that was set back, the first one is again."""
+        if self._sampler is None or time_s < self._newest_s - DISORDER_S:
+            self._sampler = FrameSampler(self._rate_hz)
+        self._newest_s = time_s
+        return self._sampler.takes(time_s)
 
 
 def frame_input(
