@@ -445,7 +445,7 @@ def test_statistics_are_of_recent_results(
 def test_waiting_sound_is_bounded_and_told(
     tiny_model: affectrt.Model, busy: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "MAX_AUDIO_S", 10.0)
+    monkeypatch.setitem(queues.MAX_BYTES, "audio", 10 * 4 * RATE_HZ)
     with tiny_model.stream() as stream:
         stream.push_text("so", -1.0, 0.0)  # the worker takes it and is held up
         eventually(lambda: not stream._worker.inbox._waiting["words"])

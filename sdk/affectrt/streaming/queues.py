@@ -15,15 +15,12 @@ from affectrt.affect import Affect
 from affectrt.streaming.inputs import KINDS, Input, Kind
 
 MAX_BYTES: dict[Kind, int] = {
-    "audio": 32 * 2**20,
+    "audio": 8 * 2**20,
     "frames": 128 * 2**20,
     "words": 2 * 2**20,
     "features": 64 * 2**20,
 }
-"""What may wait of each kind; beyond it the oldest go."""
-
-MAX_AUDIO_S = 60.0
-"""Sound that may wait, however few bytes it has."""
+"""What may wait of each kind; beyond it the oldest go. Of sound, two minutes at 16 kHz."""
 
 MAX_LIVE_FRAMES_S = 0.3
 """Pictures that wait longer behind newer ones show what is over: the newest win."""
@@ -115,8 +112,6 @@ class Inbox:
         if self._bytes[kind] > MAX_BYTES[kind]:
             return True
         oldest, newest = self._waiting[kind][0][1], self._waiting[kind][-1][1]
-        if kind == "audio":
-            return newest.end_s - oldest.start_s > MAX_AUDIO_S
         return kind == "frames" and live and newest.start_s - oldest.start_s > MAX_LIVE_FRAMES_S
 
     def command(self, command: Command, *, clear: bool = False) -> None:
