@@ -6,7 +6,7 @@
     with model.stream() as stream:
         stream.push_audio(pcm, sample_rate=16_000)
         stream.push_frame(bgr)
-        for affect in stream.poll():
+        for affect in stream:
             print(affect.time_s, affect.sentiment, affect.emotions)
 
 Importing this package loads nothing heavier than numpy; what a model needs is loaded with the model.
@@ -18,20 +18,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from affectrt.affect import Affect
+    from affectrt.affect import Affect, Event
     from affectrt.errors import AffectError
     from affectrt.features.sequence import FeatureSequence
     from affectrt.features.text import Word
     from affectrt.model import Model, load
     from affectrt.stream import Stream
 
-__all__ = ["Affect", "AffectError", "FeatureSequence", "Model", "Stream", "Word", "__version__", "load"]
+__all__ = [
+    "Affect",
+    "AffectError",
+    "Event",
+    "FeatureSequence",
+    "Model",
+    "Stream",
+    "Word",
+    "__version__",
+    "load",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Affect": "affectrt.affect",
     "AffectError": "affectrt.errors",
+    "Event": "affectrt.affect",
     "FeatureSequence": "affectrt.features.sequence",
     "Model": "affectrt.model",
     "Stream": "affectrt.stream",

@@ -19,6 +19,23 @@ SENTIMENT_LIMIT = 3.0
 
 
 @dataclass(frozen=True)
+class Event:
+    """Something that happened to a stream and that it survived."""
+
+    time_s: float
+    """When, in stream seconds."""
+    code: str
+    """Stable, for programs: that of an :class:`~affectrt.errors.AffectError`, or one that
+    docs/architecture.md lists."""
+    message: str
+    """For people."""
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready form."""
+        return {"time_s": round(self.time_s, 3), "code": self.code, "message": self.message}
+
+
+@dataclass(frozen=True)
 class Affect:
     """Sentiment and emotion at one moment, with honest confidence."""
 
@@ -36,6 +53,8 @@ class Affect:
     """The modalities that this result rests on. Empty: it is the model's prior, nothing was sensed."""
     latency_ms: float
     """From the capture of the newest input to this result, in milliseconds."""
+    events: tuple[Event, ...] = ()
+    """What happened to the stream since the result before; empty most of the time."""
 
     @property
     def emotion(self) -> str:
@@ -53,4 +72,5 @@ class Affect:
             "contributions": {m: round(c, 4) for m, c in self.contributions.items()},
             "present": [m for m in MODALITIES if m in self.present],
             "latency_ms": round(self.latency_ms, 2),
+            "events": [event.to_dict() for event in self.events],
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, pairwise
 from math import ceil, inf
 from time import perf_counter
@@ -24,7 +24,6 @@ from affectrt.manifest import Manifest
 from affectrt.timeline import Sequences
 
 if TYPE_CHECKING:
-    from affectrt.profiling import StageTimer
     from affectrt.stream import Stream
 
 PathLike = str | os.PathLike[str]
@@ -122,16 +121,17 @@ class Model:
         window_s: float | None = None,
         hop_s: float = DEFAULT_HOP_S,
         *,
-        timer: StageTimer | None = None,
+        on_result: Callable[[Affect], object] | None = None,
     ) -> Stream:
         """A live stream of one person: a result every ``hop_s`` from the last ``window_s`` seconds.
 
-        ``window_s`` defaults to what the model was trained for; ``timer`` collects where the time goes.
-        Raises ``stream.config`` when a length is not a number above 0.
+        ``window_s`` defaults to what the model was trained for. ``on_result`` is called with each result, in
+        the stream's own thread, instead of keeping it to be read. Raises ``stream.config`` when a length is
+        not a number above 0.
         """
         from affectrt.stream import Stream
 
-        return Stream(self, self.manifest.window_s if window_s is None else window_s, hop_s, timer=timer)
+        return Stream(self, window_s, hop_s, on_result=on_result)
 
     def predict(
         self,

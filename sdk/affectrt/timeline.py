@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from affectrt.affect import MODALITIES, Modality
 from affectrt.encoders import Encoders
+from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word
 from affectrt.profiling import StageTimer
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from affectrt.features.vision import VisionFeatures
 
 Sequences = Mapping[Modality, FeatureSequence]
+
+DISORDER_S = 1.0
+"""Inputs may come this much after later ones, of their own modality or of another, and still count."""
 
 FACE_HOLD_S = 1.0
 """How long a face counts after it was last seen: bridges blinks of the detector, not an empty chair."""
@@ -97,19 +101,24 @@ class Timeline:
         """Take rows of an application's own extractor; from now on they stand for their modality.
 
         Raises ``features.dim`` and ``model.no_modality`` when the model has other features and
-        ``features.times`` when the rows are older than rows that came before.
+        ``features.times`` when the rows begin more than :data:`DISORDER_S` before the newest ones.
         """
         self._encoders.check_rows(sequence)
         if not len(sequence):
             return
         before = self._rows.get(sequence.modality)
-        if before is not None:
-            sequence = FeatureSequence(
-                sequence.modality,
-                np.concatenate([before.values, sequence.values]),
-                np.concatenate([before.times_s, sequence.times_s]),
-                sequence.source,
-            )
+        if before is not None and len(before):
+            newest_s, start_s = before.times_s[-1], sequence.times_s[0]
+            if start_s < newest_s - DISORDER_S:
+                raise AffectError(
+                    "features.times",
+                    f"{sequence.modality} features: rows of {start_s:.3f} s came after those up to "
+                    f"{newest_s:.3f} s; push rows in time order",
+                )
+            times_s = np.concatenate([before.times_s, sequence.times_s])
+            order = np.argsort(times_s, kind="stable")
+            values = np.concatenate([before.values, sequence.values])
+            sequence = FeatureSequence(sequence.modality, values[order], times_s[order], sequence.source)
         self._advance(float(sequence.times_s[-1]))
         self._rows[sequence.modality] = sequence.between(self._newest_s - self._keep_s, float("inf"))
 

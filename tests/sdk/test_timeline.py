@@ -120,9 +120,11 @@ def test_rows_that_run_backwards(tiny_model: affectrt.Model) -> None:
     dim = tiny_model.encoders.dim("audio")
     timeline.push_features(rows("audio", [2.0], dim))
     with pytest.raises(AffectError) as caught:
-        timeline.push_features(rows("audio", [1.0], dim))
+        timeline.push_features(rows("audio", [0.9], dim))
     assert caught.value.code == "features.times"
     assert len(timeline.at(2.0)["audio"]) == 1
+    timeline.push_features(rows("audio", [1.0, 2.0, 3.0], dim))
+    assert timeline.at(3.0)["audio"].times_s.tolist() == [1.0, 2.0, 2.0, 3.0], "a second's disorder is sorted"
 
 
 def test_each_face_is_encoded_once(tiny_model: affectrt.Model) -> None:

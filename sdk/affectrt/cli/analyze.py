@@ -20,11 +20,13 @@ from affectrt.cli.profile import LOADING, profile_text
 from affectrt.errors import AffectError
 from affectrt.features.text import Word, words_of
 from affectrt.profiling import StageTimer
+from affectrt.streaming.core import StreamCore
+from affectrt.streaming.watch import STATES
 
 if TYPE_CHECKING:
     from affectrt.media import Media
     from affectrt.model import Model
-    from affectrt.stream import Stream
+
 
 FORMATS = ("table", "jsonl", "csv", "png")
 TEXT_SUFFIXES = (".txt", ".srt", ".vtt")
@@ -77,7 +79,7 @@ def analyze_media(
             Media.open(path, max_video_rate_hz=rate_hz, audio=sound, video=rate_hz is not None)
         )
         waiting = list(words(media))
-        stream = stack.enter_context(model.stream(window_s, every_s, timer=timer))
+        stream = StreamCore(model, window_s, every_s, timer=timer)
         update = stack.enter_context(progress(path.name, media.duration_s, "s"))
         items = iter(media)
         end_s, polled = 0.0, 0
@@ -102,7 +104,7 @@ def analyze_media(
         late = [word for word in waiting if word.start_s >= end_s]
         _push_until(stream, waiting[: len(waiting) - len(late)], float("inf"))
         rows += stream.flush()
-        warnings = list(media.warnings) + [event.message for event in stream.events()]
+        warnings = list(media.warnings) + _faults(rows, stream)
     if late:
         warnings.append(f"{len(late)} words of the transcript come after the end of {path} and are left out")
     return Analysis(rows, end_s, perf_counter() - start, warnings, model.backend)
@@ -115,19 +117,23 @@ def analyze_words(
     start = perf_counter()
     rows: list[Affect] = []
     end_s = max((word.end_s for word in words), default=0.0)
-    with ExitStack() as stack:
-        stream = stack.enter_context(model.stream(window_s, every_s, timer=timer))
-        update = stack.enter_context(progress("text", end_s, "s"))
+    stream = StreamCore(model, window_s, every_s, timer=timer)
+    with progress("text", end_s, "s") as update:
         for word in words:
             stream.push_word(word)
             rows += stream.poll()
             update(word.end_s)
         rows += stream.flush()
-        warnings = [event.message for event in stream.events()]
-    return Analysis(rows, end_s, perf_counter() - start, warnings, model.backend)
+    return Analysis(rows, end_s, perf_counter() - start, _faults(rows, stream), model.backend)
 
 
-def _push_until(stream: Stream, words: Sequence[Word], time_s: float) -> list[Word]:
+def _faults(rows: Sequence[Affect], stream: StreamCore) -> list[str]:
+    """What went wrong; that somebody falls silent or a track ends early is seen in the rows."""
+    events = [*(event for row in rows for event in row.events), *stream.untold]
+    return [event.message for event in events if event.code not in STATES]
+
+
+def _push_until(stream: StreamCore, words: Sequence[Word], time_s: float) -> list[Word]:
     """Push the words that end by ``time_s``; return the others."""
     for k, word in enumerate(words):
         if word.end_s > time_s:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from affectrt.backends.choice import known_backends
 from affectrt.cli import Command
+from affectrt.cli.bench_live import add_live_options, run_live
 from affectrt.cli.output import output_file, progress
 from affectrt.errors import require
 
@@ -44,6 +45,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="the first 20 s of a video or sound file instead of made-up input; decoding isn't timed",
     )
+    add_live_options(parser, _whole, _seconds)
     parser.add_argument("--transcript", metavar="FILE", type=Path, help="its words: .srt, .vtt or .txt")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all of it, every time included")
     parser.add_argument(
@@ -71,6 +73,8 @@ def _run(args: argparse.Namespace) -> int:
     from affectrt.benchmark import measure
     from affectrt.cli.bench_table import table
 
+    if args.stream is not None or args.soak is not None:
+        return run_live(args)
     if args.html is not None:
         require("matplotlib", "plot")  # before minutes of work
     with ExitStack() as stack:
@@ -110,10 +114,15 @@ Every backend first has to say what the others say of the same input, within the
 a window each, so that what else the machine does falls on all alike; × compares with the first.
 Every candidate has a process of its own, and memory and the time to load are that process's.
 
+--stream and --soak measure live streams instead, in this process: pictures of 512 x 512 at 25 a
+second, sound, and the words of --transcript. What is pushed is made ready beforehand.
+
 examples:
   affectrt bench starter.affect
   affectrt bench fp32.affect int8.affect --backends native            # what int8 gains
   affectrt bench starter.affect --clip clip.mp4 --transcript clip.srt --html bench.html
+  affectrt bench starter.affect --stream 4 --clip clip.mp4 --transcript clip.srt   # does it hold 10 Hz?
+  affectrt bench starter.affect --soak 60 --clip clip.mp4             # an hour, as fast as it goes
   affectrt bench starter.affect --backends native onnxruntime --threads 2 --rounds 200 --json bench.json
 """,
 )

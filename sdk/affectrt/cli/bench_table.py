@@ -78,14 +78,15 @@ def table(benchmark: Benchmark) -> str:
     lines = [*benchmark.machine, ""]
     if benchmark.measured:
         lines += [*about(benchmark), ""]
-        lines += _columns([LATENCY_HEAD, *latency_rows(benchmark)])
-        lines += ["", *_columns([PROCESS_HEAD, *process_rows(benchmark)])]
+        lines += columns([LATENCY_HEAD, *latency_rows(benchmark)])
+        lines += ["", *columns([PROCESS_HEAD, *process_rows(benchmark)])]
     for one in benchmark.refused:
         lines += ["", f"NO FIGURES  {one.bundle} on {one.backend}: [{one.code}] {one.message}"]
     return "\n".join(lines) + "\n"
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

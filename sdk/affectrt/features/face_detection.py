@@ -80,10 +80,12 @@ class FaceDetector:
     def _eyes(self) -> Any:
         return _cascade("haarcascade_eye.xml")
 
-    def find(self, grey: Image, search_side_px: int = _SEARCH_SIDE_PX) -> FaceBox | None:
-        """The largest face of the whole picture (H, W)."""
+    def find(
+        self, grey: Image, search_side_px: int = _SEARCH_SIDE_PX, *, least_side_px: float = 0.0
+    ) -> FaceBox | None:
+        """The largest face of the whole picture (H, W); smaller ones than ``least_side_px`` cost no time."""
         small, scale = _shrunk(grey, search_side_px)
-        smallest = max(20, round(_SMALLEST_SHARE * max(small.shape)))
+        smallest = max(20, round(_SMALLEST_SHARE * max(small.shape)), round(least_side_px * scale))
         boxes = self._faces.detectMultiScale(small, 1.1, 4, minSize=(smallest, smallest))
         return _largest(boxes, scale, 0, 0)
 
