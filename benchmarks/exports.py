@@ -122,7 +122,7 @@ def markdown(rows: Sequence[Row], dataset: Dataset, command: str, machine_lines:
     lines = [
         [
             f"`{row.system}`",
-            row.precision + (f", {row.kept} layers fp32" if row.kept else ""),
+            row.precision + (f", {row.kept} in fp32" if row.kept else ""),
             f"{row.bytes / 1e6:.2f}",
             f"{row.fusion_bytes / 1e6:.3f}",
             "–" if row.difference is None else f"{row.difference:.1e}",
@@ -143,7 +143,8 @@ def markdown(rows: Sequence[Row], dataset: Dataset, command: str, machine_lines:
             "difference of an fp32 graph from PyTorch over all lengths and patterns of missing modalities, "
             "at fp16 also of the fp16 graph from that. *Before* and *after*: on the split valid, the run in "
             "PyTorch and the bundle. *Window* and *fusion*: median ratio of latency to the system's fp32 "
-            "bundle on ONNX Runtime, one thread, timed in turns, with the quartiles of the rounds.",
+            "bundle on ONNX Runtime, one thread, timed in turns, with the quartiles of the rounds. *In "
+            "fp32*: layers that int8 kept back.",
             "",
             table(HEAD, lines),
             "",

@@ -13,6 +13,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from affectrt.benchmark import Latency
+from affectrt_training.data.dataset import Dataset
+
 ROOT = Path(__file__).parent.parent
 KEYS = {"operator", "shape", "threads", "peer", "ratio", "spread", "correct"}
 
@@ -98,3 +101,17 @@ def test_the_torch_backend_is_timed_on_the_processor_too(monkeypatch: pytest.Mon
     monkeypatch.setattr(backend, "TOLERANCE", 0.0)
     with pytest.raises(ValueError, match="on cpu differs from float64: eager"):
         list(backend.measure("cpu", rounds=1))
+
+
+def test_a_report_on_exports_keeps_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    exports = import_module("benchmarks.exports")
+    latency = Latency(2.0, 3.0, 4.0, 500.0, 0.5, (0.4, 0.6), (2.0,))
+    whole = exports.Row("mulg", "int8", 24_000_000, 500_000, 4e-6, "mae", 0.8, 0.81, 2, latency, latency)
+    refused = exports.Row("tfn", "int8", refused="export.task_gate: worse by 3%")
+    dataset = Dataset("made-up", {}, {"text": 4})
+    text = exports.markdown([whole, refused], dataset, "python -m benchmarks.exports a b", ["a machine"])
+    (line,) = (line for line in text.splitlines() if line.startswith("| `mulg`"))
+    assert "int8, 2 in fp32 | 24.00 | 0.500 | 4.0e-06 | mae 0.8000 | 0.8100 | 0.50 (0.40–0.60) |" in line
+    assert "- `tfn` int8: export.task_gate: worse by 3%" in text.splitlines()
+    assert "| `tfn`" not in text
