@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from functools import partial
+from heapq import heapify, heappop, heappush
+from itertools import count
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -37,25 +39,34 @@ class FileSource(Capture):
         self._open().close()
 
     def pieces(self) -> Generator[Piece, None, None]:
-        """As :meth:`Capture.pieces`."""
+        """As :meth:`Capture.pieces`, in order of the time at which each is over: nobody hears it before."""
         started_at = perf_counter()
-        said, end_s = 0, 0.0
-        with self._open() as media:
-            for item in media:
-                while said < len(self._words) and self._words[said].end_s <= item.time_s:
-                    yield self._words[said]
-                    said += 1
-                if isinstance(item, AudioChunk):
-                    piece: Piece = Sound(item.pcm, item.sample_rate_hz, item.time_s)
-                    # Nobody can have heard it before it is over.
-                    due_s = end_s = item.time_s + len(item.pcm) / item.sample_rate_hz
-                else:
-                    piece = Picture(item.bgr, item.time_s)
-                    due_s = item.time_s
+        numbers = count()
+        waiting: list[tuple[float, int, Piece]] = [(word.end_s, next(numbers), word) for word in self._words]
+        end_s = 0.0
+
+        def due(until_s: float) -> Generator[Piece, None, None]:
+            while waiting and waiting[0][0] <= until_s:
+                due_s, _, piece = heappop(waiting)
                 if self.wait(max(0.0, started_at + due_s - perf_counter())):
                     return
                 yield piece
+
+        with self._open() as media:
+            for item in media:
+                yield from due(item.time_s)
+                if self.wait(0.0):
+                    return
+                if isinstance(item, AudioChunk):
+                    piece: Piece = Sound(item.pcm, item.sample_rate_hz, item.time_s)
+                    over_s = item.time_s + len(item.pcm) / item.sample_rate_hz
+                else:
+                    piece, over_s = Picture(item.bgr, item.time_s), item.time_s
+                end_s = max(end_s, over_s)
+                heappush(waiting, (over_s, next(numbers), piece))
         # A word that ends a little after the sound was still said in it.
-        yield from (word for word in self._words[said:] if word.start_s < (end_s or inf))
+        waiting = [entry for entry in waiting if not isinstance(entry[2], Word) or entry[2].start_s < end_s]
+        heapify(waiting)
+        yield from due(inf)
         if media.warnings:
             raise lost("; ".join(media.warnings))
