@@ -170,8 +170,9 @@ def words_of_tokens(tokens: Sequence[str], times_s: Sequence[float]) -> list[Wor
             found.append((text.strip(), time_s))
         else:
             found[-1] = (found[-1][0] + text, found[-1][1])
-    last_s = (times_s[-1] if times_s else 0.0) + _LAST_TOKEN_S
-    ends_s = [*(time_s for _, time_s in found[1:]), last_s]
+    if not found:
+        return []
+    ends_s = [*(time_s for _, time_s in found[1:]), times_s[-1] + _LAST_TOKEN_S]
     return [
         Word(text.lower(), begin_s, end_s)
         for (text, begin_s), end_s in zip(found, ends_s, strict=True)
