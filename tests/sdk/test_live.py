@@ -6,6 +6,8 @@ import json
 import os
 import pty
 import shutil
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -69,33 +71,36 @@ def test_a_file_recorded_and_replayed(folder: Path, capsys: pytest.CaptureFixtur
 
 
 def test_on_a_terminal_until_ctrl_c(folder: Path) -> None:
-    child, terminal = pty.fork()
-    if child == 0:
-        os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="30")
-        argv = ["-c", "from affectrt.cli import main; import sys; sys.exit(main())"]
-        os.execv(
-            sys.executable,
-            [sys.executable, *argv, "live", "--file", str(DEMO / "clip.mp4"), "--every", "0.2"],
-        )
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "affectrt", "live", "--file", str(DEMO / "clip.mp4"), "--every", "0.2"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    running = subprocess.Popen(argv, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    os.close(theirs)
     shown, interrupted = b"", False
     while True:
         try:
-            data = os.read(terminal, 65536)
+            shown += os.read(ours, 65536)
         except OSError:  # how Linux says that the other end is closed
             break
-        if not data:
-            break
-        shown += data
-        if not interrupted and b"results" in shown and b"face" in shown and b"sentiment" in shown:
+        if b"sentiment" in shown and not interrupted:
             interrupted = True
-            os.write(terminal, b"\x03")
-    os.close(terminal)
-    _, status = os.waitpid(child, 0)
+            running.send_signal(signal.SIGINT)
+    os.close(ours)
+    assert running.wait(60) == 0
     text = shown.decode()
-    assert os.waitstatus_to_exitcode(status) == 0 and interrupted
     for part in ("SENSING", "clip.mp4", "Nothing is stored, nothing leaves this device", "p95", "joy"):
         assert part in text
     assert text.rstrip().endswith("\x1b[?25h"), "the cursor is back"
+
+
+def test_who_reads_only_the_first_line_ends_it(folder: Path) -> None:
+    argv = [sys.executable, "-m", "affectrt", "live", "--file", str(DEMO / "clip.mp4"), "--every", "0.1"]
+    with subprocess.Popen([*argv, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None
+        assert json.loads(running.stdout.readline())["time_s"] == 0.1
+        running.stdout.close()
+        told = running.stderr.read().decode()
+        assert running.wait(60) == 0 and "error" not in told.lower()
 
 
 def test_a_camera_that_is_not_there_is_told_and_waited_for(

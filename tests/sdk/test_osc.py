@@ -190,6 +190,18 @@ def test_numbers_of_a_recording_are_numbers(tmp_path: Path) -> None:
             list(read_recording(path))
 
 
+def test_an_older_recording_goes_with_the_first_result_only(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("older\n", encoding="utf-8")
+    Recording(path).close()
+    assert path.read_text(encoding="utf-8") == "older\n"
+    recording = Recording(path)
+    recording.send(AFFECT)
+    recording.send(AFFECT)
+    recording.close()
+    assert len(list(read_recording(path))) == 2
+
+
 def test_a_recording_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(AffectError) as caught:
         Recording(tmp_path / "none" / "out.jsonl")

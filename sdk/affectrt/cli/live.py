@@ -32,9 +32,9 @@ def _run(args: argparse.Namespace) -> int:
         try:
             outputs, goes_to = _outputs(args, stack)
             feed = _feed(args, outputs)
+            # Told before anything is sensed.
+            view = stack.enter_context(view_for(feed, [_notice(args, feed), goes_to], as_json=args.json))
             stack.enter_context(feed)
-            notice = [*_notice(args, feed), goes_to]
-            view = stack.enter_context(view_for(feed, notice, as_json=args.json))
             for item in feed.results(args.seconds):
                 view.show(item)
         except KeyboardInterrupt:
@@ -169,13 +169,14 @@ def _outputs(args: argparse.Namespace, stack: ExitStack) -> tuple[list[Output], 
     return found, f"Results go to {names}; sound, pictures and words are not stored. Ctrl-C ends it."
 
 
-def _notice(args: argparse.Namespace, feed: Live | Replay) -> list[str]:
+def _notice(args: argparse.Namespace, feed: Live | Replay) -> str:
+    """What is sensed."""
     if args.replay is not None:
-        return [f"A replay of {args.replay}: nothing is sensed."]
+        return f"A replay of {args.replay}: nothing is sensed."
     if args.file is not None:
-        return [f"{feed.sources[0].name}, as if it were happening now."]
+        return f"{feed.sources[0].name}, as if it were happening now."
     names = " and ".join(source.name for source in feed.sources)
-    return [f"Sensing how a person appears to feel, by {names}: only of people who agreed."]
+    return f"Sensing how a person appears to feel, by {names}: only of people who agreed."
 
 
 def _seconds(text: str) -> float:

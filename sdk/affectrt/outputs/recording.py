@@ -13,13 +13,17 @@ from affectrt.errors import AffectError
 
 
 class Recording:
-    """An output that appends to a new file, line by line, so that a killed process leaves whole results."""
+    """An output to a file, line by line, so that a killed process leaves whole results.
+
+    An older recording there goes with the first result, not before: a run that comes to nothing costs none.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises ``output.unwritable``."""
         self.name = f"recording {path}"
         try:
-            self._file = path.open("w", encoding="utf-8", buffering=1)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._older = path.is_file()
         except OSError as error:
             raise AffectError(
                 "output.unwritable",
@@ -29,6 +33,9 @@ class Recording:
 
     def send(self, affect: Affect) -> None:
         """As :meth:`affectrt.outputs.output.Output.send`."""
+        if self._older:
+            self._file.truncate(0)
+            self._older = False
         self._file.write(json.dumps(affect.to_dict()) + "\n")
 
     def close(self) -> None:
