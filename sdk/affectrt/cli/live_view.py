@@ -6,6 +6,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,7 @@ SENSED_BY = {"text": "words", "audio": "voice", "vision": "face"}
 
 _HISTORY = 56
 _EVENTS = 4
+_PAUSE_S = 0.1
 _BAR = 24
 _STEPS = "▁▂▃▄▅▆▇█"
 _HUES = {"on": "bold green", "waiting": "yellow", "lost": "bold red", "over": "dim", "off": "dim"}
@@ -76,7 +78,7 @@ class Lines:
 
 
 class Dashboard:
-    """A full picture that is drawn anew four times a second."""
+    """A full picture that is drawn anew with what comes, ten times a second at most."""
 
     def __init__(self, shown: Shown, notice: Sequence[str]) -> None:
         """``notice``: what is sensed and where it goes, one line each. Raises ``extra.missing``."""
@@ -85,11 +87,12 @@ class Dashboard:
         self._affect: Affect | None = None
         self._history: deque[float | None] = deque(maxlen=_HISTORY)
         self._events: deque[Event] = deque(maxlen=_EVENTS)
-        live = require("rich.live", "live")
-        self._live: Any = live.Live(get_renderable=self.frame, refresh_per_second=4)
+        self._drawn_at = 0.0
+        # Drawn here, not by rich's own thread, which would outlive the stream.
+        self._live: Any = require("rich.live", "live").Live(get_renderable=self.frame, auto_refresh=False)
 
     def __enter__(self) -> Dashboard:
-        self._live.start()
+        self._live.start(refresh=True)
         return self
 
     def __exit__(
@@ -104,6 +107,9 @@ class Dashboard:
         else:
             self._affect = item
             self._history.append(item.sentiment if item.present else None)
+        if monotonic() >= self._drawn_at + _PAUSE_S:
+            self._drawn_at = monotonic()
+            self._live.refresh()
 
     def frame(self) -> Any:
         """The picture now, for rich."""
