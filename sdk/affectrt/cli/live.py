@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from affectrt.manifest import Manifest
     from affectrt.model import Model
     from affectrt.outputs.output import Output
-    from affectrt.sources.source import Source
+    from affectrt.sources.source import Capture
 
 OFF = "off"
 
@@ -75,6 +75,8 @@ def _feed(args: argparse.Namespace, outputs: list[Output]) -> Live | Replay:
     words = _words(args)
     model = load(find_bundle(args.bundle), backend=args.backend)
     sources = _sources(args, model, words)
+    for source in sources:
+        source.check()
     return Live(model, sources, outputs, hop_s=args.every, window_s=args.window, recogniser=recogniser)
 
 
@@ -91,7 +93,7 @@ def _words(args: argparse.Namespace) -> list[Word]:
     return []
 
 
-def _sources(args: argparse.Namespace, model: Model, words: list[Word]) -> list[Source]:
+def _sources(args: argparse.Namespace, model: Model, words: list[Word]) -> list[Capture]:
     """What was asked for, as far as the model can make something of it: nothing is sensed for nothing."""
     hears, sees = model.manifest.extracts("audio"), model.manifest.extracts("vision")
     if args.file is not None:
@@ -105,7 +107,7 @@ def _sources(args: argparse.Namespace, model: Model, words: list[Word]) -> list[
     by_network = camera is not None and "://" in camera
     # A network camera has a microphone of its own.
     microphone = _wanted(args.microphone, OFF if by_network else "default", model.manifest, "audio")
-    found: list[Source] = []
+    found: list[Capture] = []
     if camera is not None:
         found.append(_camera(camera, audio=hears and args.microphone is None))
     if microphone is not None:
@@ -131,7 +133,7 @@ def _wanted(asked: str | None, default: str, manifest: Manifest, modality: Modal
     return asked or default
 
 
-def _camera(asked: str, *, audio: bool) -> Source:
+def _camera(asked: str, *, audio: bool) -> Capture:
     if "://" in asked:
         from affectrt.sources.network import NetworkSource
 
