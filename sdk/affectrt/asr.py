@@ -16,9 +16,11 @@ from affectrt.errors import require
 from affectrt.features.audio import as_mono, check_rate
 from affectrt.features.text import Word
 
-_RATE_HZ = 16_000
+RATE_HZ = 16_000
+"""What it listens at."""
 _FRAMES_PER_SECOND = 100
-_PEAK = 0.5
+PEAK = 0.5
+"""Level that sound is brought to."""
 _NOT_A_WORD = re.compile(r"<.*>|\[.*\]|\+\+.*\+\+")
 """Silence, sentence marks and noises in the recogniser's own notation."""
 _VARIANT = re.compile(r"\(\d+\)$")
@@ -33,17 +35,14 @@ def transcribe(pcm: npt.ArrayLike, sample_rate_hz: int) -> list[Word]:
     sphinx = require("pocketsphinx", "asr")
     mono = as_mono(pcm)
     check_rate(sample_rate_hz)
-    if sample_rate_hz != _RATE_HZ:
-        mono = np.asarray(require("soxr", "media").resample(mono, sample_rate_hz, _RATE_HZ), np.float32)
+    if sample_rate_hz != RATE_HZ:
+        mono = np.asarray(require("soxr", "media").resample(mono, sample_rate_hz, RATE_HZ), np.float32)
     peak = float(np.abs(mono).max()) if len(mono) else 0.0
     if peak == 0.0:
         return []
     # The voice detector has absolute thresholds: bring quiet recordings up to an ordinary level.
-    samples = (mono * (_PEAK / peak) * 32767.0).astype("<i2")
-    # Dither: digital silence has no logarithm. Seeded: the same recording always gives the same words.
-    decoder = sphinx.Decoder(
-        samprate=_RATE_HZ, frate=_FRAMES_PER_SECOND, dither=True, seed=1, loglevel="FATAL"
-    )
+    samples = (mono * (PEAK / peak) * 32767.0).astype("<i2")
+    decoder = new_decoder(sphinx)
     return [
         word
         for start_s, speech in _segments(sphinx, samples.tobytes())
@@ -53,7 +52,7 @@ def transcribe(pcm: npt.ArrayLike, sample_rate_hz: int) -> list[Word]:
 
 def _segments(sphinx: Any, data: bytes) -> Iterator[tuple[float, bytes]]:
     """Stretches of speech in 16-bit samples: (start in seconds, samples)."""
-    endpointer = sphinx.Endpointer(sample_rate=_RATE_HZ)
+    endpointer = sphinx.Endpointer(sample_rate=RATE_HZ)
     size = endpointer.frame_bytes
     parts: list[bytes] = []
     for place in range(0, len(data), size):
@@ -73,6 +72,17 @@ def _recognise(decoder: Any, speech: bytes, start_s: float) -> Iterator[Word]:
     decoder.start_utt()
     decoder.process_raw(speech, full_utt=True)
     decoder.end_utt()
+    yield from words_heard(decoder, start_s)
+
+
+def new_decoder(sphinx: Any) -> Any:
+    """The recogniser, for 16-bit samples at :data:`RATE_HZ`."""
+    # Dither: digital silence has no logarithm. Seeded: the same recording always gives the same words.
+    return sphinx.Decoder(samprate=RATE_HZ, frate=_FRAMES_PER_SECOND, dither=True, seed=1, loglevel="FATAL")
+
+
+def words_heard(decoder: Any, start_s: float) -> Iterator[Word]:
+    """The words of the utterance that has just ended, which began at ``start_s``."""
     if decoder.hyp() is None:
         return
     for segment in decoder.seg():

@@ -61,15 +61,8 @@ def table(rows: Sequence[Affect], *, title: str, colour: bool = False) -> str:
     A row that rests on nothing shows dashes: its numbers would be the model's prior, not this person.
     """
     paint = _paint if colour else _plain
-    scale = (
-        f"{-SENTIMENT_LIMIT:g}".ljust(BAR_WIDTH // 2) + "0" + f"{SENTIMENT_LIMIT:+g}".rjust(BAR_WIDTH // 2)
-    )
-    lines = [
-        paint(title, _BOLD),
-        "",
-        paint(f"{'time':>9}  sentiment  90 % interval  {scale}  emotion       now", _DIM),
-    ]
-    lines += [_table_row(row, paint) for row in rows]
+    lines = [paint(title, _BOLD), "", heading(colour=colour)]
+    lines += [table_row(row, colour=colour) for row in rows]
     lines += ["", *_summary(rows, paint)]
     return "\n".join(lines) + "\n"
 
@@ -97,7 +90,19 @@ def _column(sentiment: float) -> int:
     return min(max(round(share * (BAR_WIDTH - 1)), 0), BAR_WIDTH - 1)
 
 
-def _table_row(row: Affect, paint: _Painter) -> str:
+def heading(*, colour: bool = False) -> str:
+    """What stands above rows."""
+    scale = (
+        f"{-SENTIMENT_LIMIT:g}".ljust(BAR_WIDTH // 2) + "0" + f"{SENTIMENT_LIMIT:+g}".rjust(BAR_WIDTH // 2)
+    )
+    return (_paint if colour else _plain)(
+        f"{'time':>9}  sentiment  90 % interval  {scale}  emotion       now", _DIM
+    )
+
+
+def table_row(row: Affect, *, colour: bool = False) -> str:
+    """One result as a line of at most 80 columns."""
+    paint = _paint if colour else _plain
     time = f"{clock(row.time_s):>9}"
     if not row.present:
         return paint(f"{time}  {'—':>9}  {'—':^13}  {'nothing sensed':·^{BAR_WIDTH}}  {'—':<13} · · ·", _DIM)

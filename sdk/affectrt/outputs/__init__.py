@@ -1,0 +1,1 @@
+"""Results to other programs and to files. One class each, behind one protocol."""

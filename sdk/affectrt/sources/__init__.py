@@ -1,0 +1,1 @@
+"""Where a live stream's input comes from: camera, microphone, network stream, a file at real-time pace."""
