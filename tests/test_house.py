@@ -52,11 +52,14 @@ RULES = {
                 "numpy",
                 "onnxruntime",
                 "pocketsphinx",
+                "prometheus_client",
                 "pynvml",
                 "rich",
                 "soxr",
+                "starlette",
                 "tensorrt",
                 "tokenizers",
+                "uvicorn",
             }
         ),
     ),
@@ -212,6 +215,7 @@ def test_the_commands_of_the_project_are_installed() -> None:
         "evaluate",
         "export",
         "info",
+        "serve",
         "systems",
         "train",
     } <= {entry.name for entry in COMMANDS}
