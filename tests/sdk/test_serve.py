@@ -152,6 +152,16 @@ def test_a_clock_that_jumps_back_is_told_and_followed(server: Server) -> None:
     assert 0.0 < results[-1]["time_s"] < 5.0
 
 
+def test_a_time_far_ahead_costs_no_results_in_between(server: Server) -> None:
+    with Client(server) as client:
+        client.sound(voice(0.5), 0.0)
+        client.sound(voice(0.5), 3000.0)
+        assert client.wait("error")["code"] == "protocol.gap"
+        assert 0 < len(client.flush()) < 20
+        client.say(type="text", text="so", start_s=3000, end_s=4000)
+        assert client.wait("error")["code"] == "protocol.time"
+
+
 # --- Faults of one message, which costs that message alone -------------------------------------------
 
 

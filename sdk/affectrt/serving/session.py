@@ -31,6 +31,8 @@ SEND_S = 15.0
 """A client that takes in nothing for so long doesn't read."""
 HOP_LIMITS_S = (0.05, 60.0)
 WINDOW_LIMITS_S = (0.5, 60.0)
+MAX_GAP_S = 60.0
+"""Times further ahead than this would cost as many results as that holds: the stream starts over there."""
 
 _LAST_WORD_S = 2.0
 _Result = TypeVar("_Result")
@@ -70,6 +72,7 @@ class Session:
         self._idle_s = idle_s
         self._admit = admit
         self._outgoing = Outgoing()
+        self._newest_s: float | None = None
 
     async def run(self) -> int:
         """Serve it to its end; returns the code of the WebSocket that it ended with."""
@@ -196,15 +199,36 @@ class Session:
             self._metrics.messages.labels(type(message).__name__.lower()).inc()
             self._obey(stream, message)
         except AffectError as error:
-            self._count(error)
-            self._outgoing.put(protocol.error_message(error, fatal=False, sequence=sequence))
+            self._tell(error, sequence)
         except Exception:
             _log.exception("a message could not be taken in; this is a defect")
-            defect = AffectError("serve.failed", "serve: this message could not be taken in: a defect")
-            self._count(defect)
-            self._outgoing.put(protocol.error_message(defect, fatal=False, sequence=sequence))
+            self._tell(AffectError("serve.failed", "serve: this message met a defect; report it"), sequence)
+
+    def _follow(self, stream: Stream, start_s: float | None, end_s: float | None) -> None:
+        """Times of a client never make more than :data:`MAX_GAP_S` of results due at once."""
+        if start_s is not None and end_s is not None and end_s > start_s + MAX_GAP_S:
+            raise AffectError(
+                "protocol.time",
+                f"protocol: expected words of at most {MAX_GAP_S:g} s, got {end_s - start_s:g} s",
+            )
+        time_s = start_s if end_s is None else end_s
+        if time_s is None:
+            return
+        newest_s, self._newest_s = self._newest_s, time_s
+        if newest_s is not None and time_s > newest_s + MAX_GAP_S:
+            stream.reset()
+            self._tell(
+                AffectError(
+                    "protocol.gap",
+                    f"protocol: {time_s:g} s follows on {newest_s:g} s; the stream started over, as by reset",
+                )
+            )
 
     def _obey(self, stream: Stream, message: protocol.Message) -> None:
+        if isinstance(message, Words):
+            self._follow(stream, message.start_s, message.end_s)
+        elif isinstance(message, Sound | Picture):
+            self._follow(stream, message.time_s, None)
         match message:
             case Sound(pcm, sample_rate, time_s):
                 with np.errstate(invalid="ignore", over="ignore"):  # such samples are refused anyway
@@ -223,6 +247,10 @@ class Session:
         """In the stream's thread."""
         self._metrics.result(affect)
         self._outgoing.put({"type": "result", **affect.to_dict()})
+
+    def _tell(self, error: AffectError, sequence: int | None = None) -> None:
+        self._count(error)
+        self._outgoing.put(protocol.error_message(error, fatal=False, sequence=sequence))
 
     def _count(self, error: AffectError) -> None:
         self._metrics.errors.labels(error.code).inc()
