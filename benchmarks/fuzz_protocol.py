@@ -30,7 +30,7 @@ from affectrt.serving.server import Server, Settings
 
 PATIENCE_S = 60.0
 DEFECTS = ("serve.failed", "stream.failed", "internal")
-_NUMBERS = (0, -1, 1, 0.5, 1e9, 1e10, 1e300, -1e10, 2**31, 10**400, True, None, "1", [], {})
+_NUMBERS: tuple[Any, ...] = (0, -1, 1, 0.5, 1e9, 1e10, 1e300, -1e10, 2**31, 10**400, True, None, "1", [], {})
 _STRINGS = ("", "so happy", "a" * 4000, "a " * 2000, "😀", "\0", "\u202e", "ﬀ", "\n\t", "{}")
 _DOUBLES = (0.0, 1.5, -3.0, 1e10, -1e10, 1e300, float("nan"), float("inf"), -0.0, 5e-324)
 _RATES = (0, 1, 999, 1000, 8000, 16_000, 44_100, 768_000, 2**32 - 1)
@@ -48,10 +48,10 @@ def _samples(chance: random.Random) -> bytes:
     if values and chance.random() < 0.3:
         values[chance.randrange(len(values))] = chance.choice(_DOUBLES)
     with np.errstate(over="ignore"):
-        floats = np.array(values, "<f4")
+        floats = np.array(values, np.float32)
     if chance.random() < 0.5:
         return floats.tobytes()
-    return (np.nan_to_num(floats).clip(-1, 1) * 32767).astype("<i2").tobytes()
+    return (np.nan_to_num(floats).clip(-1, 1) * 32767).astype(np.int16).tobytes()
 
 
 def binary_message(chance: random.Random) -> bytes:
@@ -182,7 +182,7 @@ def main() -> None:
         if monotonic() - told > 10.0:
             told = monotonic()
             print(f"{told - began:6.0f} s  {number} conversations, {fuzzer.messages} messages", flush=True)
-        return monotonic() - began < 60.0 * args.minutes
+        return bool(monotonic() - began < 60.0 * args.minutes)
 
     fuzzer.run(args.seed, goes_on)
     print(f"{count} conversations, {fuzzer.messages} messages, no defect")

@@ -24,8 +24,8 @@ PCM_S16 = 1
 CHUNK_S = 0.05
 
 
-def send_sound(socket: ClientConnection, path: Path, pace: float) -> None:
-    """The file's samples, each with its time; ``pace`` 1 is as fast as it was spoken."""
+def send_all(socket: ClientConnection, path: Path, text: str | None, pace: float) -> None:
+    """The file's samples with their times, and the words; ``pace`` 1 is as fast as it was spoken."""
     with wave.open(str(path)) as file:
         if file.getsampwidth() != 2:
             raise SystemExit(f"{path}: expected 16-bit samples")
@@ -33,9 +33,12 @@ def send_sound(socket: ClientConnection, path: Path, pace: float) -> None:
         step = round(CHUNK_S * rate)
         for sequence in range(-(-file.getnframes() // step)):
             time_s = sequence * step / rate
+            if text and file.tell() + step >= file.getnframes():  # the words are known when they were said
+                socket.send(json.dumps({"type": "text", "text": text, "start_s": 0.0, "end_s": time_s}))
             header = HEADER.pack(PCM_S16, 1, channels, sequence, time_s, rate, 0)
             socket.send(header + file.readframes(step))
             time.sleep(CHUNK_S / pace)
+    socket.send(json.dumps({"type": "flush"}))
 
 
 def main() -> None:
@@ -51,13 +54,7 @@ def main() -> None:
         hello = {"type": "hello", "version": 1, "token": os.environ.get("AFFECTRT_TOKEN")}
         socket.send(json.dumps(hello))
 
-        def send() -> None:
-            send_sound(socket, args.sound, args.pace)
-            if args.text:
-                socket.send(json.dumps({"type": "text", "text": args.text, "start_s": 0.0}))
-            socket.send(json.dumps({"type": "flush"}))
-
-        sender = threading.Thread(target=send)
+        sender = threading.Thread(target=send_all, args=(socket, args.sound, args.text, args.pace))
         for data in socket:
             message = json.loads(data)
             if message["type"] == "hello":

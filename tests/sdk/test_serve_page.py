@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +17,7 @@ import affectrt
 from tests.sdk.chromium import Page, browser, find_chromium, record
 from tests.sdk.serving import PATIENCE_S, running
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "browser"
 DEMO = Path(__file__).parents[2] / "demo"
 BOTH = ("camera", "microphone")
 
@@ -134,6 +138,33 @@ def test_the_keyboard_is_enough(open_page: Any, tiny_model: affectrt.Model) -> N
             "[...document.querySelectorAll('input, button')].filter(e => !e.labels?.length && !e.innerText)"
         )
         assert page.value(f"{unnamed}.map(e => e.id)") == []
+
+
+def test_the_example_in_a_page_of_another_server(open_page: Any, tiny_model: affectrt.Model) -> None:
+    pages = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietFiles, directory=str(EXAMPLE)))
+    thread = threading.Thread(target=pages.serve_forever)
+    thread.start()
+    own = f"http://127.0.0.1:{pages.server_port}"
+    try:
+        with running(tiny_model, origins=frozenset({own})) as server:
+            where = server.url.replace("http", "ws", 1).rstrip("/")
+            with open_page(f"{own}/?server={where}", ()) as page:
+                page.until("document.querySelector('[role=status]').textContent == 'connected to tiny'")
+                page.value("document.querySelector('input').focus()")
+                page.call("Input.insertText", text="great")
+                page.press("Enter", 13, "\r")
+                page.until("document.querySelector('pre').textContent.includes('text')")
+    finally:
+        pages.shutdown()
+        thread.join()
+        pages.server_close()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    """Of a folder; tells nobody about it."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
 
 
 def test_the_page_asks_nobody_else_for_anything(tiny_model: affectrt.Model) -> None:
