@@ -52,6 +52,7 @@ RULES = {
                 "numpy",
                 "onnxruntime",
                 "pocketsphinx",
+                "prometheus_client",
                 "pylsl",
                 "pynvml",
                 "pythonosc",
@@ -59,8 +60,10 @@ RULES = {
                 "sherpa_onnx",
                 "sounddevice",
                 "soxr",
+                "starlette",
                 "tensorrt",
                 "tokenizers",
+                "uvicorn",
             }
         ),
     ),
@@ -217,6 +220,7 @@ def test_the_commands_of_the_project_are_installed() -> None:
         "export",
         "info",
         "live",
+        "serve",
         "systems",
         "train",
     } <= {entry.name for entry in COMMANDS}
