@@ -110,6 +110,8 @@ class Fuzzer:
         """How many were sent."""
         self.codes: dict[str, int] = {}
         """Error code → how often it came."""
+        self.defects: list[str] = []
+        """What results told of defects."""
 
     def run(self, seed: int, goes_on: Callable[[int], bool]) -> None:
         """Conversations while ``goes_on(how many there were)``. Raises AssertionError for a defect."""
@@ -127,7 +129,7 @@ class Fuzzer:
         finally:
             self._server.stop()
             self._thread.join(PATIENCE_S)
-        assert not any(f'code="{code}' in page for code in DEFECTS), page
+        assert not any(f'code="{code}' in page for code in DEFECTS), (self.defects, page)
         assert not [t for t in threading.enumerate() if t.name == "affectrt stream"]
 
     def _converse(self, chance: random.Random) -> None:
@@ -145,6 +147,9 @@ class Fuzzer:
                         message = json.loads(data)
                         if message["type"] == "error":
                             self.codes[message["code"]] = self.codes.get(message["code"], 0) + 1
+                        elif message["type"] == "result":
+                            events = message["events"]
+                            self.defects += [e["message"] for e in events if e["code"] in DEFECTS]
                         elif message == {"type": "done", "of": "flush"}:
                             break
             except ConnectionClosed as closed:

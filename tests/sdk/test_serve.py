@@ -162,6 +162,19 @@ def test_a_time_far_ahead_costs_no_results_in_between(server: Server) -> None:
         assert client.wait("error")["code"] == "protocol.time"
 
 
+def test_either_all_inputs_have_times_or_none(server: Server) -> None:
+    with Client(server) as client:
+        client.sound(voice(0.5), 0.0)
+        client.picture(jpeg_of())
+        assert client.wait("error")["code"] == "protocol.time"
+        client.say(type="reset")
+        client.say(type="text", text="so very happy")
+        client.wait("done", of="reset")
+        client.wait("result", present=["text"])
+        client.sound(voice(0.5), 1e10)
+        assert client.wait("error")["code"] == "protocol.time"
+
+
 # --- Faults of one message, which costs that message alone -------------------------------------------
 
 

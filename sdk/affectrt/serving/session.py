@@ -73,6 +73,7 @@ class Session:
         self._admit = admit
         self._outgoing = Outgoing()
         self._newest_s: float | None = None
+        self._timed: bool | None = None  # until the first input
 
     async def run(self) -> int:
         """Serve it to its end; returns the code of the WebSocket that it ended with."""
@@ -205,13 +206,20 @@ class Session:
             self._tell(AffectError("serve.failed", "serve: this message met a defect; report it"), sequence)
 
     def _follow(self, stream: Stream, start_s: float | None, end_s: float | None) -> None:
-        """Times of a client never make more than :data:`MAX_GAP_S` of results due at once."""
+        """All inputs have times or none has; they never make more than :data:`MAX_GAP_S` of results due."""
         if start_s is not None and end_s is not None and end_s > start_s + MAX_GAP_S:
             raise AffectError(
                 "protocol.time",
                 f"protocol: expected words of at most {MAX_GAP_S:g} s, got {end_s - start_s:g} s",
             )
         time_s = start_s if end_s is None else end_s
+        if self._timed is None:
+            self._timed = time_s is not None
+        if self._timed != (time_s is not None):
+            raise AffectError(
+                "protocol.time",
+                "protocol: expected times in all messages or in none, got both; reset to change",
+            )
         if time_s is None:
             return
         newest_s, self._newest_s = self._newest_s, time_s
@@ -238,6 +246,8 @@ class Session:
             case Words(text, start_s, end_s):
                 stream.push_text(text, start_s, end_s)
             case Control(name):
+                if name == "reset":
+                    self._newest_s = self._timed = None
                 (stream.flush if name == "flush" else stream.reset)()
                 self._outgoing.put({"type": "done", "of": name})
             case Hello():
