@@ -661,3 +661,14 @@ def test_minutes_of_media_keep_memory_and_cost_flat(tiny_model: affectrt.Model) 
         assert sum(stream.statistics().dropped.values()) == 0
         assert stream.statistics().results == 720
     assert held[-1] <= 1.02 * held[0]
+
+
+def test_waiting_for_a_far_moment_ends_with_what_comes() -> None:
+    inbox, got = queues.Inbox(), list[object]()
+    reader = threading.Thread(target=lambda: got.append(inbox.take(until=perf_counter() + 1e12)))
+    reader.start()
+    sleep(0.05)
+    command = queues.Command("reset")
+    inbox.command(command)
+    reader.join(PATIENCE_S)
+    assert got == [command]

@@ -147,7 +147,8 @@ class Inbox:
                 left_s = None if until is None else until - perf_counter()
                 if left_s is not None and left_s <= 0.0:
                     break
-                self._changed.wait(left_s)
+                # A clock far ahead makes a wait that the operating system can't express.
+                self._changed.wait(None if left_s is None else min(left_s, threading.TIMEOUT_MAX))
             return []
 
     def losses(self, *, all_of_it: bool = False) -> dict[str, Loss]:
