@@ -27,10 +27,14 @@ LOG_MEL_SCALE = 4.0
 LOWEST_LEVEL = -2.0
 """Normalised values stop here, 35 dB below the voice: what is quieter tells of the room, not the voice."""
 
+FLOOR_REACH_S = 1.0
+"""The quietest moment around a row is sought so far from it."""
+
+FLOOR_SMOOTHING_S = 0.05
+"""Energies are averaged over so long before that."""
+
 _VOICE_BAND_HZ = (100.0, 1500.0)
 _HISS_BAND_HZ = (3000.0, 8000.0)
-_FLOOR_REACH_S = 1.0
-_FLOOR_SMOOTHING_S = 0.05
 _ABOVE_FLOOR = 2.0
 """Speech stands this far (natural log of energy, 8.7 dB) above the quietest moment around it."""
 _HISS_MARGIN = 3.0
@@ -200,23 +204,33 @@ def voiced(log_mel: FloatArray, config: AudioConfig = DEFAULT_CONFIG) -> BoolArr
     """
     if len(log_mel) == 0:
         return np.zeros(0, np.bool_)
-    centres = config.mel_centres_hz()
-    voice, hiss = (
-        np.log(np.exp(log_mel[:, (centres > low) & (centres < high)]).sum(axis=1))
-        for low, high in (_VOICE_BAND_HZ, _HISS_BAND_HZ)
-    )
+    voice, hiss = voice_and_hiss(log_mel, config)
     # Averaging a few frames first keeps one lucky dip of a noise from lowering the floor.
-    smoothing = np.ones(max(1, round(_FLOOR_SMOOTHING_S / config.hop_s)))
+    smoothing = np.ones(max(1, round(FLOOR_SMOOTHING_S / config.hop_s)))
     weight = np.convolve(np.ones(len(voice)), smoothing, mode="full")
     start = len(smoothing) // 2
     smooth = (np.convolve(voice, smoothing, mode="full") / weight)[start : start + len(voice)]
-    reach = min(round(_FLOOR_REACH_S / config.hop_s), len(smooth) - 1)
+    reach = min(round(FLOOR_REACH_S / config.hop_s), len(smooth) - 1)
     # quietest[i]: over rows i to i + reach. Next to an edge, the side cut short borrows from the other.
     quietest = np.lib.stride_tricks.sliding_window_view(smooth, reach + 1).min(axis=1)
     now = np.arange(len(smooth))
     before = quietest[np.clip(now - reach, 0, len(quietest) - 1)]
     after = quietest[np.clip(now, 0, len(quietest) - 1)]
-    floor = np.maximum(before, after)
+    return stands_out(voice, hiss, np.maximum(before, after))
+
+
+def voice_and_hiss(log_mel: FloatArray, config: AudioConfig) -> tuple[FloatArray, FloatArray]:
+    """Log energy (T,) of each row (T, n_mels) where voices have most of theirs, and where hiss has."""
+    centres = config.mel_centres_hz()
+    voice, hiss = (
+        np.log(np.exp(log_mel[:, (centres > low) & (centres < high)]).sum(axis=1))
+        for low, high in (_VOICE_BAND_HZ, _HISS_BAND_HZ)
+    )
+    return voice, hiss
+
+
+def stands_out(voice: FloatArray, hiss: FloatArray, floor: npt.NDArray[Any]) -> BoolArray:
+    """Whether rows with these log energies (T,) hold a voice, above the quietest moment around them."""
     return np.asarray(
         (voice > floor + _ABOVE_FLOOR) & (voice > hiss - _HISS_MARGIN) & (voice > _QUIETEST_VOICE)
     )
@@ -235,7 +249,90 @@ def level_normalise(
         return log_mel
     rows = voiced(log_mel, config) if speech is None else speech
     level = (log_mel[rows] if rows.any() else log_mel).mean(dtype=np.float64)
+    return take_out(float(level), log_mel)
+
+
+def take_out(level: float, log_mel: FloatArray) -> FloatArray:
+    """Rows (T, n_mels) about their level, at a fixed scale, with a lower limit."""
     return np.asarray(np.maximum((log_mel - level) / LOG_MEL_SCALE, LOWEST_LEVEL), np.float32)
+
+
+@dataclass(frozen=True)
+class TimedRows:
+    """Log-mel rows that follow each other, with their times."""
+
+    rows: FloatArray
+    """(T, n_mels)"""
+    times_s: TimeArray
+    """(T,) the end of each row's frame."""
+    begins: bool
+    """Whether they follow on a gap, or on nothing: what came before says nothing of their context."""
+
+
+class TimedLogMel:
+    """One person's sound as it comes, with gaps, overlaps and changes of rate: log-mel rows with times.
+
+    One object per stream; not to be shared between threads.
+    """
+
+    def __init__(self, config: AudioConfig = DEFAULT_CONFIG) -> None:
+        self.config = config
+        self._log_mel: LogMel | None = None
+        self._stretch_start_s = 0.0
+        self._stretch_rows = 0
+        self._heard_until_s = 0.0
+
+    def push(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> list[TimedRows]:
+        """Take samples (N,) or (N, channels) whose first one was captured at ``start_s``; the rows that
+        became complete.
+
+        Gaps, overlaps of up to a second (the surplus is dropped) and rate changes are followed. Raises as
+        :meth:`LogMel.push`, and ``audio.time``, ``audio.backwards_time``; a refused push changes nothing.
+        """
+        mono = as_mono(pcm)
+        check_rate(sample_rate_hz)
+        if not np.isfinite(start_s):
+            raise AffectError("audio.time", f"audio: expected a finite start time in seconds, got {start_s}")
+        if len(mono) == 0:
+            return []
+        before: list[TimedRows] = []
+        if self._log_mel is None or start_s > self._heard_until_s + _GAP_TOLERANCE_S:
+            before = self._start_stretch(start_s)
+        elif start_s < self._heard_until_s - _GAP_TOLERANCE_S:
+            overlap_s = self._heard_until_s - start_s
+            if overlap_s > _MAX_OVERLAP_S:
+                raise AffectError(
+                    "audio.backwards_time",
+                    f"audio: samples of {start_s:.3f} s came after those up to {self._heard_until_s:.3f} s; "
+                    f"push audio in time order",
+                )
+            mono = mono[round(overlap_s * sample_rate_hz) :]
+            before = self._start_stretch(self._heard_until_s)
+        assert self._log_mel is not None
+        fresh = self._timed(self._log_mel.push(mono, sample_rate_hz))
+        self._heard_until_s += len(mono) / sample_rate_hz
+        return [*before, *fresh]
+
+    def flush(self) -> list[TimedRows]:
+        """At the end of a recording: what the resampler still holds back (some 20 ms)."""
+        return [] if self._log_mel is None else self._timed(self._log_mel.flush())
+
+    def _start_stretch(self, start_s: float) -> list[TimedRows]:
+        held_back = self.flush()
+        self._log_mel = LogMel(self.config)
+        self._stretch_start_s = self._heard_until_s = start_s
+        self._stretch_rows = 0
+        return held_back
+
+    def _timed(self, rows: FloatArray) -> list[TimedRows]:
+        if len(rows) == 0:
+            return []
+        index = np.arange(self._stretch_rows, self._stretch_rows + len(rows))
+        first_end_s = self._stretch_start_s + self.config.frame_length_s
+        times: TimeArray = np.asarray(first_end_s + index * self.config.hop_s, np.float64)
+        begins = self._stretch_rows == 0
+        self._stretch_rows += len(rows)
+        return [TimedRows(rows, times, begins)]
 
 
 class AudioFeatures:
@@ -253,44 +350,16 @@ class AudioFeatures:
         self._graph = graph
         self._dim = dim
         self._keep_s = keep_s
-        self._blocks: deque[tuple[FloatArray, TimeArray]] = deque()
-        self._log_mel: LogMel | None = None
-        self._segment_start_s = 0.0
-        self._segment_rows = 0
-        self._heard_until_s = 0.0
+        self._log_mel = TimedLogMel(config)
+        self._blocks: deque[TimedRows] = deque()
 
     def push_audio(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> None:
-        """Take samples (N,) or (N, channels) whose first one was captured at ``start_s``.
-
-        Gaps, overlaps of up to a second (the surplus is dropped) and rate changes are followed. Raises as
-        :meth:`LogMel.push`, and ``audio.backwards_time``; a refused push changes nothing.
-        """
-        mono = as_mono(pcm)
-        check_rate(sample_rate_hz)
-        if not np.isfinite(start_s):
-            raise AffectError("audio.time", f"audio: expected a finite start time in seconds, got {start_s}")
-        if len(mono) == 0:
-            return
-        if self._log_mel is None or start_s > self._heard_until_s + _GAP_TOLERANCE_S:
-            self._start_segment(start_s)
-        elif start_s < self._heard_until_s - _GAP_TOLERANCE_S:
-            overlap_s = self._heard_until_s - start_s
-            if overlap_s > _MAX_OVERLAP_S:
-                raise AffectError(
-                    "audio.backwards_time",
-                    f"audio: samples of {start_s:.3f} s came after those up to {self._heard_until_s:.3f} s; "
-                    f"push audio in time order",
-                )
-            mono = mono[round(overlap_s * sample_rate_hz) :]
-            self._start_segment(self._heard_until_s)
-        assert self._log_mel is not None
-        self._append(self._log_mel.push(mono, sample_rate_hz))
-        self._heard_until_s += len(mono) / sample_rate_hz
+        """Take samples; as :meth:`TimedLogMel.push`."""
+        self._append(self._log_mel.push(pcm, sample_rate_hz, start_s))
 
     def flush(self) -> None:
-        """At the end of a recording: take in what the resampler still holds back (some 20 ms)."""
-        if self._log_mel is not None:
-            self._append(self._log_mel.flush())
+        """At the end of a recording: take in what the resampler still holds back."""
+        self._append(self._log_mel.flush())
 
     def window(self, start_s: float, end_s: float) -> FeatureSequence:
         """States of what was heard in ``start_s < time <= end_s``: (ceil(T / rows_per_state), dim).
@@ -306,30 +375,17 @@ class AudioFeatures:
         last = np.minimum(np.arange(len(states[0])) * step + step - 1, len(rows) - 1)
         return FeatureSequence("audio", states[0], times[last], "log-mel encoder")
 
-    def _start_segment(self, start_s: float) -> None:
-        self.flush()
-        self._log_mel = LogMel(self.config)
-        self._segment_start_s = self._heard_until_s = start_s
-        self._segment_rows = 0
-
-    def _append(self, rows: FloatArray) -> None:
-        if len(rows) == 0:
-            return
-        index = np.arange(self._segment_rows, self._segment_rows + len(rows))
-        first_end_s = self._segment_start_s + self.config.frame_length_s
-        times: TimeArray = np.asarray(first_end_s + index * self.config.hop_s, np.float64)
-        self._segment_rows += len(rows)
-        self._blocks.append((rows, times))
-        while self._blocks[0][1][-1] < times[-1] - self._keep_s:
+    def _append(self, blocks: list[TimedRows]) -> None:
+        self._blocks.extend(blocks)
+        while blocks and self._blocks[0].times_s[-1] < blocks[-1].times_s[-1] - self._keep_s:
             self._blocks.popleft()
 
     def _between(self, start_s: float, end_s: float) -> tuple[FloatArray, TimeArray]:
-        blocks = [
-            block for block in self._blocks if block[1][-1] > start_s and block[1][0] <= end_s + _TIME_EPS
-        ]
+        blocks = [b for b in self._blocks if b.times_s[-1] > start_s and b.times_s[0] <= end_s + _TIME_EPS]
         if not blocks:
             return np.zeros((0, self.config.n_mels), np.float32), np.zeros(0)
-        rows, times = (np.concatenate(part) for part in zip(*blocks, strict=True))
+        rows = np.concatenate([b.rows for b in blocks])
+        times = np.concatenate([b.times_s for b in blocks])
         # A resampler's tail may run a sample past a gap: times never run backwards.
         times = np.maximum.accumulate(times)
         first, last = np.searchsorted(times, [start_s + _TIME_EPS, end_s + _TIME_EPS], side="right")

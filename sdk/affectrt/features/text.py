@@ -144,6 +144,19 @@ class Tokenizer:
             np.concatenate([[opening], times, [closing]]),
         )
 
+    def encode_newest(
+        self, words: Sequence[str], count: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Ids (T,) of the words, and which of them (T,) belong to the last ``count`` words.
+
+        For causal models, which read each word with those before it. Too long: as :meth:`encode`.
+        """
+        # Instead of times, words carry their index, which comes back with their tokens.
+        tokens = self.encode([Word(word, float(k), float(k)) for k, word in enumerate(words)])
+        newest = tokens.times_s >= len(words) - count
+        newest[[0, -1]] = False
+        return tokens.ids, newest
+
 
 class TextFeatures:
     """Text rows of an utterance. Holds no state: safe to share between people and threads."""
@@ -175,6 +188,17 @@ class TextFeatures:
             return self._rows_of_words(sorted(words, key=lambda word: word.end_s))
         tokens = self._tokenizer.encode(words)
         return FeatureSequence("text", self._states(tokens.ids), tokens.times_s, "text encoder")
+
+    def newest(self, words: Sequence[Word], count: int) -> FloatArray | None:
+        """What the last ``count`` of these words say: the mean (dim,) of their tokens' states.
+
+        The words before them are read as context. None when the tokenizer drops every character of theirs.
+        """
+        ordered = sorted(words, key=lambda word: word.end_s)
+        ids, newest = self._tokenizer.encode_newest([word.text for word in ordered], count)
+        if not newest.any():
+            return None
+        return np.asarray(self._states(ids)[newest].mean(axis=0), np.float32)
 
     def _rows_of_words(self, words: Sequence[Word]) -> FeatureSequence:
         from affectrt.features.passages import Pooling, passages, row_count

@@ -48,6 +48,8 @@ class VoiceEncoder(nn.Module):
     """
 
     ROWS_PER_STATE = 8
+    CONTEXT_ROWS = 45
+    """A state rests on so many rows before the first one of its own and after it."""
 
     def __init__(self, config: VoiceEncoderConfig | None = None) -> None:
         super().__init__()

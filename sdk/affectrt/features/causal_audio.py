@@ -1,0 +1,182 @@
+"""Audio features for causal models: each state is given once, when all that it rests on has been heard.
+
+The encoder is the one that reads windows. Its convolutions see some rows past those that a state stands for,
+so a state is known that much later, and counts from then on: a delay in place of padding on the left. What
+else looked at the whole window is replaced by what looks back: the level is a mean that fades, and speech
+stands out from the second before it. Training makes its features here, too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import exp, inf
+
+import numpy as np
+import numpy.typing as npt
+
+from affectrt.backends import Graph
+from affectrt.features.audio import (
+    FLOOR_REACH_S,
+    FLOOR_SMOOTHING_S,
+    MIN_VOICED_S,
+    AudioConfig,
+    BoolArray,
+    TimedLogMel,
+    TimedRows,
+    stands_out,
+    take_out,
+    voice_and_hiss,
+)
+from affectrt.features.sequence import FeatureSequence, FloatArray, TimeArray
+
+SPEECH_HOLD_S = 2.0
+"""A state is of speech when :data:`~affectrt.features.audio.MIN_VOICED_S` of so long before it was voiced."""
+
+LEVEL_FADES_S = 10.0
+"""After so long, what was heard counts for the level by a factor of e less."""
+
+
+class SpeechGate:
+    """Which rows hold a voice, judged by what came before them alone."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        self._config = config
+        self._smoothing = max(1, round(FLOOR_SMOOTHING_S / config.hop_s))
+        # Before the first row nothing was quiet.
+        self._smooth = np.full(round(FLOOR_REACH_S / config.hop_s), np.inf)
+        self._energy = np.zeros(0)
+
+    def __call__(self, log_mel: FloatArray) -> BoolArray:
+        """The next rows (T, n_mels) → (T,).
+
+        As :func:`~affectrt.features.audio.voiced`, with the quietest moment of the second before only: a fan
+        that is switched on passes for a voice until that second is over.
+        """
+        voice, hiss = voice_and_hiss(log_mel, self._config)
+        past = len(self._energy)
+        energy = np.concatenate([self._energy, voice])
+        ends = np.arange(past + 1, len(energy) + 1)
+        sums = np.concatenate([[0.0], np.cumsum(energy)])
+        starts = np.maximum(ends - self._smoothing, 0)
+        smooth = np.concatenate([self._smooth, (sums[ends] - sums[starts]) / (ends - starts)])
+        reach = len(self._smooth)
+        floor = np.lib.stride_tricks.sliding_window_view(smooth, reach + 1).min(axis=1)
+        self._energy = energy[max(0, len(energy) - self._smoothing + 1) :]
+        self._smooth = smooth[len(smooth) - reach :]
+        return stands_out(voice, hiss, floor)
+
+
+class Level:
+    """How loud a voice has been lately, as one number for all bands."""
+
+    def __init__(self, fades_over: float) -> None:
+        """``fades_over``: rows after which one counts by a factor of e less."""
+        self._fades_over = fades_over
+        self._voice = self._all = (0.0, 0.0)
+
+    def after(self, rows: FloatArray, speech: BoolArray) -> float:
+        """Take rows (T, n_mels) in; the level after them: of speech, or of everything until there is some."""
+        fade = exp(-len(rows) / self._fades_over)
+        means = rows.mean(axis=1, dtype=np.float64)
+        self._voice = _faded(self._voice, fade, means[speech])
+        self._all = _faded(self._all, fade, means)
+        total, count = self._voice if self._voice[1] > 0.0 else self._all
+        return total / count
+
+
+def _faded(mean: tuple[float, float], fade: float, more: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Sum and weight of a mean that forgets, with more values in it."""
+    return fade * mean[0] + float(more.sum()), fade * mean[1] + len(more)
+
+
+class CausalAudioFeatures:
+    """The audio modality of one person: takes samples as they come, gives every state of speech once.
+
+    Silence is an absent modality, not an error. One object per stream; not to be shared between threads.
+    """
+
+    def __init__(self, config: AudioConfig, graph: Graph, dim: int, context_rows: int) -> None:
+        """``graph``: ``log_mel`` (1, T, n_mels) float32 → ``states`` (1, T / rows_per_state, ``dim``), where
+        a state rests on the ``context_rows`` rows before the first one of its own and after it."""
+        self._config = config
+        self._graph = graph
+        self._dim = dim
+        self._step = config.rows_per_state
+        self._back = -(-context_rows // self._step)
+        self._ahead = context_rows // self._step
+        self._log_mel = TimedLogMel(config)
+        self._level = Level(LEVEL_FADES_S / config.hop_s)
+        self._voiced: deque[int] = deque(maxlen=max(1, round(SPEECH_HOLD_S / config.hop_s / self._step)))
+        self._known: list[tuple[FloatArray, TimeArray]] = []
+        self._last_s = -inf
+        self._start_stretch()
+
+    def _start_stretch(self) -> None:
+        """Before the first row after a gap: no state rests on rows of both sides."""
+        self._gate = SpeechGate(self._config)
+        self._open = np.zeros((0, self._config.n_mels), np.float32)
+        # Normalised rows, a block per state, from the one that the next state needs first.
+        self._blocks: deque[tuple[FloatArray, float, bool]] = deque()
+        self._first = self._next = 0
+
+    def push_audio(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> None:
+        """Take samples; as :meth:`affectrt.features.audio.TimedLogMel.push`."""
+        for rows in self._log_mel.push(pcm, sample_rate_hz, start_s):
+            self.push_rows(rows)
+
+    def flush(self) -> None:
+        """At the end of a recording: take in what the resampler still holds back."""
+        for rows in self._log_mel.flush():
+            self.push_rows(rows)
+
+    def push_rows(self, rows: TimedRows) -> None:
+        """Take log-mel rows that the caller computed. However they are cut, the states are the same."""
+        if rows.begins:
+            self._encode(inf)
+            self._start_stretch()
+        already = len(self._open)
+        self._open = np.concatenate([self._open, rows.rows])
+        whole = len(self._open) // self._step * self._step
+        for start in range(0, whole, self._step):
+            time_s = float(rows.times_s[start + self._step - 1 - already])
+            self._take(self._open[start : start + self._step], time_s)
+        self._open = self._open[whole:]
+
+    def until(self, time_s: float) -> FeatureSequence:
+        """The states (T, dim) that are known at ``time_s`` and were not given yet, each with the time at
+        which it was known."""
+        self._encode(time_s)
+        if not self._known:
+            return FeatureSequence.empty("audio", self._dim, "log-mel encoder")
+        values, times = (np.concatenate(part) for part in zip(*self._known, strict=True))
+        self._known.clear()
+        # A resampler's tail may run past the gap that follows: times never run backwards.
+        times = np.maximum.accumulate(np.maximum(times, self._last_s))
+        self._last_s = float(times[-1])
+        return FeatureSequence("audio", values, times, "log-mel encoder")
+
+    def _take(self, block: FloatArray, time_s: float) -> None:
+        """The next rows of one state, which end at ``time_s``."""
+        speech = self._gate(block)
+        self._voiced.append(int(speech.sum()))
+        heard = sum(self._voiced) * self._config.hop_s >= MIN_VOICED_S
+        self._blocks.append((take_out(self._level.after(block, speech), block), time_s, heard))
+
+    def _encode(self, time_s: float) -> None:
+        """The states of this stretch that are known by then."""
+        end = self._first + len(self._blocks)
+        while end > self._first and self._blocks[end - 1 - self._first][1] > time_s:
+            end -= 1
+        stop = end - self._ahead
+        told = [self._blocks[j + self._ahead - self._first] for j in range(self._next, stop)]
+        wanted = np.flatnonzero([heard for _, _, heard in told])
+        if len(wanted):
+            first = max(0, self._next + int(wanted[0]) - self._back)
+            rows = [self._blocks[j - self._first][0] for j in range(first, end)]
+            (states,) = self._graph(log_mel=np.concatenate(rows)[np.newaxis])
+            times = np.array([told[k][1] for k in wanted])
+            self._known.append((states[0][wanted + self._next - first], times))
+        self._next = max(self._next, stop)
+        while self._first < self._next - self._back:
+            self._blocks.popleft()
+            self._first += 1
