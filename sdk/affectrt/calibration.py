@@ -6,14 +6,15 @@ present modalities in canonical order joined by ``+`` (``"text+audio"``), or ``"
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
-from affectrt.affect import MODALITIES, SENTIMENT_LIMIT, Modality
+from affectrt.affect import EMOTIONS, MODALITIES, SENTIMENT_LIMIT, Affect, Modality
 from affectrt.errors import AffectError
 
 
@@ -92,3 +93,35 @@ class Calibration:
         """The prediction interval around ``sentiment``, clipped to the scale."""
         half = self.interval_half_width[presence_key(present)]
         return max(sentiment - half, -SENTIMENT_LIMIT), min(sentiment + half, SENTIMENT_LIMIT)
+
+    def affect(
+        self,
+        sentiments: Sequence[float],
+        logits: npt.NDArray[np.floating],
+        present: Sequence[Modality],
+        time_s: float,
+        captured_at: float,
+    ) -> Affect:
+        """The result at ``time_s``.
+
+        ``sentiments``: of all that is present, then without the first of ``present``, without the second …;
+        ``logits`` (7,); ``captured_at``: when the newest input arrived, as :func:`time.perf_counter` tells
+        it. Raises ``model.not_finite`` when the model yields NaN or infinity.
+        """
+        if not (np.isfinite(sentiments).all() and np.isfinite(logits).all()):
+            raise AffectError(
+                "model.not_finite",
+                f"model: fusion yields NaN or infinity at {time_s:.3f} s; check the features that were "
+                f"pushed, or export the model again",
+            )
+        sentiment, *without = (min(max(float(s), -SENTIMENT_LIMIT), SENTIMENT_LIMIT) for s in sentiments)
+        probabilities = self.probabilities(logits, present).tolist()
+        return Affect(
+            time_s=float(time_s),
+            sentiment=sentiment,
+            interval=self.interval(sentiment, present),
+            emotions=dict(zip(EMOTIONS, probabilities, strict=True)),
+            contributions={m: sentiment - left for m, left in zip(present, without, strict=True)},
+            present=frozenset(present),
+            latency_ms=(perf_counter() - captured_at) * 1e3,
+        )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from affectrt.affect import Modality
 from affectrt.backends import Graph
@@ -13,33 +12,15 @@ from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence, check_dim
 from affectrt.features.text import TextFeatures, Tokenizer
 from affectrt.manifest import AudioSpec, TextSpec, VisionSpec
+from affectrt.once import Once
 
 if TYPE_CHECKING:
     from affectrt.bundle import Bundle
-    from affectrt.features.audio import AudioFeatures
+    from affectrt.features.audio import AudioConfig, AudioFeatures
+    from affectrt.features.causal_audio import CausalAudioFeatures
     from affectrt.features.vision import VisionConfig, VisionFeatures
 
-T = TypeVar("T")
 Spec = TypeVar("Spec", TextSpec, AudioSpec, VisionSpec)
-
-
-class _Once(Generic[T]):
-    """A value that is made when it is first asked for, by one thread while others wait.
-
-    What making it raises is raised, and the next one to ask tries again.
-    """
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._lock = threading.Lock()
-        self._made: list[T] = []
-
-    def __call__(self) -> T:
-        if not self._made:
-            with self._lock:
-                if not self._made:
-                    self._made.append(self._make())
-        return self._made[0]
 
 
 class Encoders:
@@ -75,9 +56,9 @@ class Encoders:
             self._spec(modality, kind)
             return graph(modality, *inputs)
 
-        self._text = _Once(text_features)
-        self._audio_graph = _Once(lambda: encoder("audio", AudioSpec, "log_mel"))
-        self._vision_graph = _Once(lambda: encoder("vision", VisionSpec, "faces"))
+        self._text = Once(text_features)
+        self._audio_graph = Once(lambda: encoder("audio", AudioSpec, "log_mel"))
+        self._vision_graph = Once(lambda: encoder("vision", VisionSpec, "faces"))
         made: tuple[Callable[[], object], ...] = (self._text, self._audio_graph, self._vision_graph)
         for make in made:
             try:
@@ -130,10 +111,23 @@ class Encoders:
 
     def new_audio(self, keep_s: float) -> AudioFeatures:
         """An extractor for one person that remembers ``keep_s``. Raises ``extra.missing``."""
-        from affectrt.features.audio import AudioConfig, AudioFeatures
+        from affectrt.features.audio import AudioFeatures
+
+        config = self.audio_config()
+        return AudioFeatures(config, self.audio_graph, self.dim("audio"), keep_s=keep_s)
+
+    def new_causal_audio(self, context_rows: int) -> CausalAudioFeatures:
+        """The same for incremental streams; ``context_rows`` as in the manifest. Raises ``extra.missing``."""
+        from affectrt.features.causal_audio import CausalAudioFeatures
+
+        return CausalAudioFeatures(self.audio_config(), self.audio_graph, self.dim("audio"), context_rows)
+
+    def audio_config(self) -> AudioConfig:
+        """How sound becomes log-mel rows."""
+        from affectrt.features.audio import AudioConfig
 
         spec = self._spec("audio", AudioSpec)
-        config = AudioConfig(
+        return AudioConfig(
             sample_rate_hz=spec.sample_rate_hz,
             frame_length_s=spec.frame_length_s,
             hop_s=spec.hop_s,
@@ -142,7 +136,6 @@ class Encoders:
             high_hz=spec.high_hz,
             rows_per_state=spec.rows_per_state,
         )
-        return AudioFeatures(config, self.audio_graph, spec.dim, keep_s=keep_s)
 
     def new_vision(self, keep_s: float) -> VisionFeatures:
         """An extractor for one person that remembers ``keep_s``. Raises ``extra.missing``."""

@@ -97,6 +97,22 @@ class FusionSpec:
 
 
 @dataclass(frozen=True)
+class CausalSpec:
+    """A second fusion model, for incremental streams: a causal ``ghrnn-cma`` that answers at every tick."""
+
+    weights: str
+    """Member: safetensors, ``no_word`` (text.dim,) among them."""
+    config: Mapping[str, Any]
+    """Its settings, ``heads`` and ``window_s`` among them; read by the kernels, unchecked here."""
+    tick_s: float
+    """Distance of its ticks."""
+    audio_context_rows: int
+    """Audio state k rests on the log-mel rows from k · rows_per_state − this to k · rows_per_state + this."""
+    calibration: Calibration
+    """What turns its raw scores into honest ones."""
+
+
+@dataclass(frozen=True)
 class Metric:
     """One figure measured before the bundle was written."""
 
@@ -176,6 +192,8 @@ class Manifest:
     """Every file in the bundle but the manifest; :func:`affectrt.bundle.write_bundle` fills it in."""
     latency: tuple[MeasuredLatency, ...] = ()
     """What ``affectrt export --latency`` measured, a backend each."""
+    causal: CausalSpec | None = None
+    """What incremental streams run; None: the model knows windows only."""
     schema: int = SCHEMA
     """Version of this layout."""
 
@@ -191,14 +209,21 @@ class Manifest:
                 for name, value in values.items()
                 if not isinstance(value, str) and name != "words_per_row"
             }
+        calibrations = {"calibration": self.calibration}
+        if self.causal is not None:
+            positive["causal.tick_s"] = self.causal.tick_s
+            calibrations["causal.calibration"] = self.causal.calibration
+            if self.causal.audio_context_rows < 0:
+                refuse(where, "causal.audio_context_rows", "0 or more", self.causal.audio_context_rows)
         for name, value in positive.items():
             if not value > 0:
                 refuse(where, name, "a number above 0", value)
-        if self.calibration.modalities != self.modalities:
-            expected, got = (
-                "+".join(known) or "none" for known in (self.modalities, self.calibration.modalities)
-            )
-            refuse(where, "calibration", f"constants for {expected}", got)
+        for name, calibration in calibrations.items():
+            if calibration.modalities != self.modalities:
+                expected, got = (
+                    "+".join(known) or "none" for known in (self.modalities, calibration.modalities)
+                )
+                refuse(where, name, f"constants for {expected}", got)
         if self.labels != EMOTIONS:
             refuse(where, "labels", list(EMOTIONS), list(self.labels))
         for name, member in self.members.items():
@@ -248,12 +273,14 @@ class Manifest:
         return found | {"fusion": self.fusion.graph}
 
     def named_members(self) -> Iterator[str]:
-        """The members that graphs, tokenizer and weights name."""
+        """The members that graphs, tokenizer and both fusion models' weights name."""
         yield from self.graphs.values()
         if isinstance(self.text, TextSpec):
             yield self.text.tokenizer
         if self.fusion.weights is not None:
             yield self.fusion.weights
+        if self.causal is not None:
+            yield self.causal.weights
 
     def to_json(self) -> str:
         """The text of ``manifest.json``; the same manifest always gives the same text."""

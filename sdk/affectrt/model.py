@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from affectrt.affect import EMOTIONS, MODALITIES, SENTIMENT_LIMIT, Affect, Modality
+from affectrt.affect import EMOTIONS, MODALITIES, Affect, Modality
 from affectrt.backends import BoolArray
+from affectrt.backends.causal import CausalFusion
 from affectrt.backends.choice import choose_backend, load_fusion
 from affectrt.bundle import Bundle
 from affectrt.encoders import Encoders
@@ -21,10 +22,12 @@ from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word
 from affectrt.manifest import Manifest
+from affectrt.once import Once
 from affectrt.timeline import Sequences
 
 if TYPE_CHECKING:
     from affectrt.stream import Stream
+    from affectrt.streaming.mode import StreamMode
 
 PathLike = str | os.PathLike[str]
 Sound = tuple[npt.ArrayLike, int]
@@ -86,6 +89,13 @@ class Model:
             self._fusion = load_fusion(bundle, backend, threads, device)
             self._encoders = Encoders(bundle, backend=backend, threads=threads)
 
+        self._causal = Once(lambda: CausalFusion(bundle))
+        if bundle.manifest.causal is not None:
+            try:
+                self._causal()
+            except AffectError as error:
+                if error.code != "backend.missing":  # who wants windows alone needs no kernels
+                    raise
         self._choice = choose_backend(bundle, backend, device, start)
 
     def __repr__(self) -> str:
@@ -112,6 +122,11 @@ class Model:
         return self._choice.reason
 
     @property
+    def causal(self) -> CausalFusion:
+        """What incremental streams run. Raises ``model.not_causal``, ``backend.missing``."""
+        return self._causal()
+
+    @property
     def encoders(self) -> Encoders:
         """The feature encoders, for those who build their own pipeline."""
         return self._encoders
@@ -121,17 +136,22 @@ class Model:
         window_s: float | None = None,
         hop_s: float = DEFAULT_HOP_S,
         *,
+        mode: StreamMode = "window",
         on_result: Callable[[Affect], object] | None = None,
     ) -> Stream:
-        """A live stream of one person: a result every ``hop_s`` from the last ``window_s`` seconds.
+        """A live stream of one person: a result every ``hop_s``.
 
-        ``window_s`` defaults to what the model was trained for. ``on_result`` is called with each result, in
-        the stream's own thread, instead of keeping it to be read. Raises ``stream.config`` when a length is
-        not a number above 0.
+        ``mode`` ``"window"``: computed anew from the last ``window_s`` seconds, by default what the model was
+        trained for. ``"incremental"``: by the bundle's causal model, which carries its state along, so that
+        results cost little however often they come; ``window_s`` is its own. ``on_result`` is called with
+        each result, in the stream's own thread, instead of keeping it to be read.
+
+        Raises ``stream.config`` when a length is not a number above 0 or doesn't go with the mode, and as
+        :attr:`causal`.
         """
         from affectrt.stream import Stream
 
-        return Stream(self, window_s, hop_s, on_result=on_result)
+        return Stream(self, window_s, hop_s, mode=mode, on_result=on_result)
 
     def predict(
         self,
@@ -179,24 +199,7 @@ class Model:
             self._encoders.check_rows(sequences[modality])
         features = {m: sequences[m].values for m in present}
         sentiments, logits = self._fusion(features, _SUBSETS[present])
-        if not (np.isfinite(sentiments).all() and np.isfinite(logits).all()):
-            raise AffectError(
-                "model.not_finite",
-                f"model {self.manifest.name}: fusion yields NaN or infinity at {time_s:.3f} s; check "
-                f"the features that were pushed, or export the model again",
-            )
-        sentiment, *without = (min(max(s, -SENTIMENT_LIMIT), SENTIMENT_LIMIT) for s in sentiments.tolist())
-        calibration = self.manifest.calibration
-        probabilities = calibration.probabilities(logits[0], present).tolist()
-        return Affect(
-            time_s=float(time_s),
-            sentiment=sentiment,
-            interval=calibration.interval(sentiment, present),
-            emotions=dict(zip(EMOTIONS, probabilities, strict=True)),
-            contributions={m: sentiment - left for m, left in zip(present, without, strict=True)},
-            present=frozenset(present),
-            latency_ms=(perf_counter() - captured_at) * 1e3,
-        )
+        return self.manifest.calibration.affect(sentiments.tolist(), logits[0], present, time_s, captured_at)
 
 
 def _mean(windows: Sequence[Affect]) -> Affect:

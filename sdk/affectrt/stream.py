@@ -51,6 +51,7 @@ from affectrt.streaming.worker import Worker
 
 if TYPE_CHECKING:
     from affectrt.model import Model
+    from affectrt.streaming.mode import StreamMode
 
 
 class Stream:
@@ -62,12 +63,13 @@ class Stream:
         window_s: float | None,
         hop_s: float,
         *,
+        mode: StreamMode = "window",
         on_result: Callable[[Affect], object] | None = None,
     ) -> None:
         """Use :meth:`affectrt.model.Model.stream`."""
 
         def new_core(timer: StageTimer) -> StreamCore:
-            return StreamCore(model, window_s, hop_s, timer=timer)
+            return StreamCore(model, window_s, hop_s, mode=mode, timer=timer)
 
         self._encoders = model.encoders
         self._worker = Worker(new_core, on_result)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,78 @@ FACE_HOLD_S = 1.0
 """How long a face counts after it was last seen: bridges blinks of the detector, not an empty chair."""
 
 
+class Intake(Protocol):
+    """What takes the inputs of one person in, in order of time up to :data:`DISORDER_S`."""
+
+    def push_word(self, word: Word) -> None:
+        """Take a word. Raises as :attr:`Encoders.text` does."""
+        ...
+
+    def push_audio(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> None:
+        """Take samples. Raises as :meth:`affectrt.features.audio.TimedLogMel.push`."""
+        ...
+
+    def end_audio(self) -> None:
+        """At the end of the sound: take in what the resampler still holds back."""
+        ...
+
+    def push_frame(self, frame: npt.NDArray[np.uint8], time_s: float) -> None:
+        """Take a video frame. Raises as :meth:`VisionFeatures.push_frame`."""
+        ...
+
+    def push_features(self, sequence: FeatureSequence) -> None:
+        """Take rows of an application's own extractor; from now on they stand for their modality.
+
+        Raises ``features.dim`` and ``model.no_modality`` when the model has other features and
+        ``features.times`` when the rows begin more than :data:`DISORDER_S` before the newest ones.
+        """
+        ...
+
+
+class PushedRows:
+    """The rows that an application made itself, in order of time."""
+
+    def __init__(self, encoders: Encoders) -> None:
+        self._encoders = encoders
+        self._rows: dict[Modality, FeatureSequence] = {}
+        self._newest_s: dict[Modality, float] = {}
+
+    def __contains__(self, modality: Modality) -> bool:
+        return modality in self._rows
+
+    def push(self, sequence: FeatureSequence) -> None:
+        """As :meth:`Intake.push_features`."""
+        self._encoders.check_rows(sequence)
+        if not len(sequence):
+            return
+        modality, start_s = sequence.modality, float(sequence.times_s[0])
+        newest_s = self._newest_s.get(modality, start_s)
+        if start_s < newest_s - DISORDER_S:
+            raise AffectError(
+                "features.times",
+                f"{modality} features: rows of {start_s:.3f} s came after those up to {newest_s:.3f} s; push "
+                f"rows in time order",
+            )
+        self._newest_s[modality] = max(newest_s, float(sequence.times_s[-1]))
+        before = self._rows.get(modality)
+        if before is not None and len(before):
+            times_s = np.concatenate([before.times_s, sequence.times_s])
+            order = np.argsort(times_s, kind="stable")
+            values = np.concatenate([before.values, sequence.values])
+            sequence = FeatureSequence(modality, values[order], times_s[order], sequence.source)
+        self._rows[modality] = sequence
+
+    def between(self, modality: Modality, start_s: float, end_s: float) -> FeatureSequence:
+        """Those with ``start_s < time <= end_s``."""
+        return self._rows[modality].between(start_s, end_s)
+
+    def forget(self, modality: Modality, time_s: float) -> None:
+        """Those up to ``time_s``."""
+        self._rows[modality] = self._rows[modality].between(time_s, inf)
+
+
 class Timeline:
-    """Per-person state of all modalities. One object per stream; not to be shared between threads."""
+    """What windows are taken from. One object per stream; not to be shared between threads."""
 
     def __init__(
         self,
@@ -60,9 +131,9 @@ class Timeline:
         self._audio: AudioFeatures | None = None
         self._vision: VisionFeatures | None = None
         self._words: list[Word] = []
-        self._rows: dict[Modality, FeatureSequence] = {}
+        self._pushed = PushedRows(encoders)
         self._encoded: tuple[list[Word], FeatureSequence] | None = None
-        self._newest_s = float("-inf")
+        self._newest_s = -inf
 
     @property
     def newest_s(self) -> float:
@@ -70,14 +141,14 @@ class Timeline:
         return self._newest_s
 
     def push_word(self, word: Word) -> None:
-        """Take a word; words may come in any order. Raises as :attr:`Encoders.text` does."""
+        """As :class:`Intake`; words may come in any order."""
         _ = self._encoders.text  # a word that was kept would fail every window that it is in
         insort(self._words, word, key=lambda w: w.end_s)
         self._advance(word.end_s)
         del self._words[: bisect_right(self._words, self._newest_s - self._keep_s, key=lambda w: w.end_s)]
 
     def push_audio(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> None:
-        """Take samples; raises as :meth:`AudioFeatures.push_audio`."""
+        """As :class:`Intake`."""
         with self._timer.stage("audio features"):
             if self._audio is None:
                 self._audio = self._encoders.new_audio(self._keep_s)
@@ -85,12 +156,12 @@ class Timeline:
         self._advance(start_s + len(np.asarray(pcm)) / sample_rate_hz)
 
     def end_audio(self) -> None:
-        """At the end of the sound: take in what the resampler still holds back."""
+        """As :class:`Intake`."""
         if self._audio is not None:
             self._audio.flush()
 
     def push_frame(self, frame: npt.NDArray[np.uint8], time_s: float) -> None:
-        """Take a video frame; raises as :meth:`VisionFeatures.push_frame`."""
+        """As :class:`Intake`."""
         with self._timer.stage("face tracking"):
             if self._vision is None:
                 self._vision = self._encoders.new_vision(self._keep_s)
@@ -98,29 +169,11 @@ class Timeline:
         self._advance(time_s)
 
     def push_features(self, sequence: FeatureSequence) -> None:
-        """Take rows of an application's own extractor; from now on they stand for their modality.
-
-        Raises ``features.dim`` and ``model.no_modality`` when the model has other features and
-        ``features.times`` when the rows begin more than :data:`DISORDER_S` before the newest ones.
-        """
-        self._encoders.check_rows(sequence)
-        if not len(sequence):
-            return
-        before = self._rows.get(sequence.modality)
-        if before is not None and len(before):
-            newest_s, start_s = before.times_s[-1], sequence.times_s[0]
-            if start_s < newest_s - DISORDER_S:
-                raise AffectError(
-                    "features.times",
-                    f"{sequence.modality} features: rows of {start_s:.3f} s came after those up to "
-                    f"{newest_s:.3f} s; push rows in time order",
-                )
-            times_s = np.concatenate([before.times_s, sequence.times_s])
-            order = np.argsort(times_s, kind="stable")
-            values = np.concatenate([before.values, sequence.values])
-            sequence = FeatureSequence(sequence.modality, values[order], times_s[order], sequence.source)
-        self._advance(float(sequence.times_s[-1]))
-        self._rows[sequence.modality] = sequence.between(self._newest_s - self._keep_s, float("inf"))
+        """As :class:`Intake`."""
+        self._pushed.push(sequence)
+        if len(sequence):
+            self._advance(float(sequence.times_s[-1]))
+            self._pushed.forget(sequence.modality, self._newest_s - self._keep_s)
 
     def at(self, time_s: float) -> dict[Modality, FeatureSequence]:
         """The features of the window ``(time_s - window_s, time_s]``; absent modalities have no rows."""
@@ -131,8 +184,8 @@ class Timeline:
         extract = {"text": self._text, "audio": self._sound, "vision": self._faces}
         sequences: dict[Modality, FeatureSequence] = {}
         for modality in MODALITIES:
-            if modality in self._rows:
-                sequence = self._rows[modality].between(start_s, end_s)
+            if modality in self._pushed:
+                sequence = self._pushed.between(modality, start_s, end_s)
             else:
                 sequence = extract[modality](start_s, end_s)
             if modality == "vision" and len(sequence) and sequence.times_s[-1] < end_s - self._face_hold_s:

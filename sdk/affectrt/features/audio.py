@@ -6,7 +6,7 @@ Training and the device both start from :func:`log_mel`, :func:`level_normalise`
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -259,7 +259,7 @@ def take_out(level: float, log_mel: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class TimedRows:
-    """Log-mel rows that follow each other, with their times."""
+    """Log-mel rows that follow each other, with their times. A stretch may begin before its first row."""
 
     rows: FloatArray
     """(T, n_mels)"""
@@ -267,6 +267,8 @@ class TimedRows:
     """(T,) the end of each row's frame."""
     begins: bool
     """Whether they follow on a gap, or on nothing: what came before says nothing of their context."""
+    held_back: bool = False
+    """Whether they are what a resampler still held when a gap was noticed or the recording ended."""
 
 
 class TimedLogMel:
@@ -280,7 +282,9 @@ class TimedLogMel:
         self._log_mel: LogMel | None = None
         self._stretch_start_s = 0.0
         self._stretch_rows = 0
-        self._heard_until_s = 0.0
+        self._begins = False
+        self.heard_until_s = 0.0
+        """When the newest sample ended."""
 
     def push(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> list[TimedRows]:
         """Take samples (N,) or (N, channels) whose first one was captured at ``start_s``; the rows that
@@ -296,41 +300,43 @@ class TimedLogMel:
         if len(mono) == 0:
             return []
         before: list[TimedRows] = []
-        if self._log_mel is None or start_s > self._heard_until_s + _GAP_TOLERANCE_S:
+        if self._log_mel is None or start_s > self.heard_until_s + _GAP_TOLERANCE_S:
             before = self._start_stretch(start_s)
-        elif start_s < self._heard_until_s - _GAP_TOLERANCE_S:
-            overlap_s = self._heard_until_s - start_s
+        elif start_s < self.heard_until_s - _GAP_TOLERANCE_S:
+            overlap_s = self.heard_until_s - start_s
             if overlap_s > _MAX_OVERLAP_S:
                 raise AffectError(
                     "audio.backwards_time",
-                    f"audio: samples of {start_s:.3f} s came after those up to {self._heard_until_s:.3f} s; "
+                    f"audio: samples of {start_s:.3f} s came after those up to {self.heard_until_s:.3f} s; "
                     f"push audio in time order",
                 )
             mono = mono[round(overlap_s * sample_rate_hz) :]
-            before = self._start_stretch(self._heard_until_s)
         assert self._log_mel is not None
         fresh = self._timed(self._log_mel.push(mono, sample_rate_hz))
-        self._heard_until_s += len(mono) / sample_rate_hz
+        self.heard_until_s += len(mono) / sample_rate_hz
         return [*before, *fresh]
 
     def flush(self) -> list[TimedRows]:
         """At the end of a recording: what the resampler still holds back (some 20 ms)."""
-        return [] if self._log_mel is None else self._timed(self._log_mel.flush())
+        if self._log_mel is None:
+            return []
+        return [replace(rows, held_back=True) for rows in self._timed(self._log_mel.flush())]
 
     def _start_stretch(self, start_s: float) -> list[TimedRows]:
         held_back = self.flush()
         self._log_mel = LogMel(self.config)
-        self._stretch_start_s = self._heard_until_s = start_s
+        self._stretch_start_s = self.heard_until_s = start_s
         self._stretch_rows = 0
+        self._begins = True
         return held_back
 
     def _timed(self, rows: FloatArray) -> list[TimedRows]:
-        if len(rows) == 0:
+        begins, self._begins = self._begins, False
+        if len(rows) == 0 and not begins:
             return []
         index = np.arange(self._stretch_rows, self._stretch_rows + len(rows))
         first_end_s = self._stretch_start_s + self.config.frame_length_s
         times: TimeArray = np.asarray(first_end_s + index * self.config.hop_s, np.float64)
-        begins = self._stretch_rows == 0
         self._stretch_rows += len(rows)
         return [TimedRows(rows, times, begins)]
 
@@ -376,6 +382,7 @@ class AudioFeatures:
         return FeatureSequence("audio", states[0], times[last], "log-mel encoder")
 
     def _append(self, blocks: list[TimedRows]) -> None:
+        blocks = [block for block in blocks if len(block.rows)]
         self._blocks.extend(blocks)
         while blocks and self._blocks[0].times_s[-1] < blocks[-1].times_s[-1] - self._keep_s:
             self._blocks.popleft()

@@ -32,8 +32,13 @@ from affectrt.features.sequence import FeatureSequence, FloatArray, TimeArray
 SPEECH_HOLD_S = 2.0
 """A state is of speech when :data:`~affectrt.features.audio.MIN_VOICED_S` of so long before it was voiced."""
 
+RESAMPLER_S = 0.1
+"""More than a resampler ever holds back."""
+
 LEVEL_FADES_S = 10.0
 """After so long, what was heard counts for the level by a factor of e less."""
+
+_TIME_EPS = 1e-6
 
 
 class SpeechGate:
@@ -97,7 +102,7 @@ class CausalAudioFeatures:
 
     def __init__(self, config: AudioConfig, graph: Graph, dim: int, context_rows: int) -> None:
         """``graph``: ``log_mel`` (1, T, n_mels) float32 → ``states`` (1, T / rows_per_state, ``dim``), where
-        a state rests on the ``context_rows`` rows before the first one of its own and after it."""
+        state k rests on the rows from k · rows_per_state − ``context_rows`` to that + ``context_rows``."""
         self._config = config
         self._graph = graph
         self._dim = dim
@@ -107,53 +112,63 @@ class CausalAudioFeatures:
         self._log_mel = TimedLogMel(config)
         self._level = Level(LEVEL_FADES_S / config.hop_s)
         self._voiced: deque[int] = deque(maxlen=max(1, round(SPEECH_HOLD_S / config.hop_s / self._step)))
-        self._known: list[tuple[FloatArray, TimeArray]] = []
-        self._last_s = -inf
+        self._known: list[tuple[FloatArray, TimeArray]] = [(np.zeros((0, dim), np.float32), np.zeros(0))]
         self._start_stretch()
 
     def _start_stretch(self) -> None:
         """Before the first row after a gap: no state rests on rows of both sides."""
         self._gate = SpeechGate(self._config)
+        self._delay_s = 0.0
+        # Rows that make no block yet or are not known yet, with the times at which they will be.
         self._open = np.zeros((0, self._config.n_mels), np.float32)
+        self._open_s = np.zeros(0)
         # Normalised rows, a block per state, from the one that the next state needs first.
         self._blocks: deque[tuple[FloatArray, float, bool]] = deque()
         self._first = self._next = 0
 
     def push_audio(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> None:
-        """Take samples; as :meth:`affectrt.features.audio.TimedLogMel.push`."""
-        for rows in self._log_mel.push(pcm, sample_rate_hz, start_s):
-            self.push_rows(rows)
+        """Take samples; as :meth:`affectrt.features.audio.TimedLogMel.push`.
 
-    def flush(self) -> None:
-        """At the end of a recording: take in what the resampler still holds back."""
-        for rows in self._log_mel.flush():
-            self.push_rows(rows)
+        What a resampler holds back depends on how the samples were cut, so where one is needed rows count as
+        known :data:`RESAMPLER_S` later, and those of that time before a gap never.
+        """
+        for rows in self._log_mel.push(pcm, sample_rate_hz, start_s):
+            if not rows.held_back:
+                self._open_rows(rows, sample_rate_hz != self._config.sample_rate_hz)
+        self._take_known(self._log_mel.heard_until_s)
 
     def push_rows(self, rows: TimedRows) -> None:
         """Take log-mel rows that the caller computed. However they are cut, the states are the same."""
+        self._open_rows(rows, False)
+        self._take_known(inf)
+
+    def _open_rows(self, rows: TimedRows, resampled: bool) -> None:
         if rows.begins:
             self._encode(inf)
             self._start_stretch()
-        already = len(self._open)
+        if resampled:
+            self._delay_s = RESAMPLER_S
         self._open = np.concatenate([self._open, rows.rows])
-        whole = len(self._open) // self._step * self._step
-        for start in range(0, whole, self._step):
-            time_s = float(rows.times_s[start + self._step - 1 - already])
-            self._take(self._open[start : start + self._step], time_s)
-        self._open = self._open[whole:]
+        self._open_s = np.concatenate([self._open_s, rows.times_s + self._delay_s])
+
+    def _take_known(self, time_s: float) -> None:
+        """The blocks that are known by then."""
+        step = self._step
+        taken = 0
+        while taken + step <= len(self._open) and self._open_s[taken + step - 1] <= time_s + _TIME_EPS:
+            self._take(self._open[taken : taken + step], float(self._open_s[taken + step - 1]))
+            taken += step
+        self._open, self._open_s = self._open[taken:], self._open_s[taken:]
 
     def until(self, time_s: float) -> FeatureSequence:
         """The states (T, dim) that are known at ``time_s`` and were not given yet, each with the time at
         which it was known."""
         self._encode(time_s)
-        if not self._known:
-            return FeatureSequence.empty("audio", self._dim, "log-mel encoder")
         values, times = (np.concatenate(part) for part in zip(*self._known, strict=True))
-        self._known.clear()
-        # A resampler's tail may run past the gap that follows: times never run backwards.
-        times = np.maximum.accumulate(np.maximum(times, self._last_s))
-        self._last_s = float(times[-1])
-        return FeatureSequence("audio", values, times, "log-mel encoder")
+        # Those of a stretch that was over before anybody asked for them.
+        due = int(np.searchsorted(times, time_s, side="right"))
+        self._known = [(values[due:], times[due:])]
+        return FeatureSequence("audio", values[:due], times[:due], "log-mel encoder")
 
     def _take(self, block: FloatArray, time_s: float) -> None:
         """The next rows of one state, which end at ``time_s``."""

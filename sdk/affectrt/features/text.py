@@ -192,10 +192,10 @@ class TextFeatures:
     def newest(self, words: Sequence[Word], count: int) -> FloatArray | None:
         """What the last ``count`` of these words say: the mean (dim,) of their tokens' states.
 
-        The words before them are read as context. None when the tokenizer drops every character of theirs.
+        The words before them are read as context, all in the order given. None when the tokenizer drops
+        every character of theirs.
         """
-        ordered = sorted(words, key=lambda word: word.end_s)
-        ids, newest = self._tokenizer.encode_newest([word.text for word in ordered], count)
+        ids, newest = self._tokenizer.encode_newest([word.text for word in words], count)
         if not newest.any():
             return None
         return np.asarray(self._states(ids)[newest].mean(axis=0), np.float32)

@@ -167,6 +167,8 @@ class _Seen:
     crop: FaceCrop
     state: FloatArray | None = None
     """(dim,), once some window asked for it."""
+    given: bool = False
+    """Whether :meth:`VisionFeatures.until` gave it."""
 
 
 class VisionFeatures:
@@ -217,7 +219,16 @@ class VisionFeatures:
 
     def window(self, start_s: float, end_s: float) -> FeatureSequence:
         """States (N, dim) of the faces seen in ``start_s < time <= end_s``, with their frames' times."""
-        inside = [seen for seen in self._seen if start_s < seen.crop.time_s <= end_s]
+        return self._states([seen for seen in self._seen if start_s < seen.crop.time_s <= end_s])
+
+    def until(self, time_s: float) -> FeatureSequence:
+        """States (N, dim) of the faces seen by then that it has not given yet, for causal models."""
+        fresh = [seen for seen in self._seen if not seen.given and seen.crop.time_s <= time_s]
+        for seen in fresh:
+            seen.given = True
+        return self._states(fresh)
+
+    def _states(self, inside: list[_Seen]) -> FeatureSequence:
         if not inside:
             return FeatureSequence.empty("vision", self._dim, "face encoder")
         new = [seen for seen in inside if seen.state is None]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import floor, inf, isfinite
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,11 @@ from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word, words_of
 from affectrt.profiling import StageTimer
+from affectrt.streaming.incremental import IncrementalMode
 from affectrt.streaming.inputs import (
     Frames,
     Input,
+    Kind,
     audio_inputs,
     check_times,
     checked_audio,
@@ -32,9 +34,9 @@ from affectrt.streaming.inputs import (
     frame_input,
     word_input,
 )
-from affectrt.streaming.mode import Mode, WindowMode
+from affectrt.streaming.mode import Mode, StreamMode, WindowMode
 from affectrt.streaming.watch import Watch
-from affectrt.timeline import DISORDER_S, Timeline
+from affectrt.timeline import DISORDER_S
 
 if TYPE_CHECKING:
     from affectrt.model import Model
@@ -58,17 +60,33 @@ _MAX_EVENTS = 100
 class StreamCore:
     """One person's recording, in order of time. Not to be shared between threads.
 
-    Results lie at multiples of ``hop_s``; each rests on the window before it and is due once the newest time
-    of any modality reaches it. Inputs carry their own times, in seconds on any one clock.
+    Results lie at multiples of ``hop_s``; each rests on what came before it and is due once the newest time
+    of any modality reaches it. Inputs carry their own times, in seconds on any one clock. Incremental results
+    are final, so they wait for sound and pictures that are not there yet, a second at most.
     """
 
     def __init__(
-        self, model: Model, window_s: float | None, hop_s: float, *, timer: StageTimer | None = None
+        self,
+        model: Model,
+        window_s: float | None,
+        hop_s: float,
+        *,
+        mode: StreamMode = "window",
+        timer: StageTimer | None = None,
     ) -> None:
         """``window_s``: None for what the model was trained for. ``timer`` collects where the time goes.
 
-        Raises ``stream.config`` when a length is not a number of seconds above 0.
+        Raises ``stream.config`` when a length is not a number of seconds above 0 or doesn't go with the mode,
+        and as :attr:`affectrt.model.Model.causal`.
         """
+        if mode not in get_args(StreamMode):
+            raise AffectError("stream.config", f"stream: expected mode window or incremental, got {mode!r}")
+        if mode == "incremental" and window_s is not None:
+            raise AffectError(
+                "stream.config",
+                f"stream: an incremental stream looks back as far as its model learned; leave out window_s, "
+                f"got {window_s}",
+            )
         window_s = model.manifest.window_s if window_s is None else window_s
         for name, value in (("window_s", window_s), ("hop_s", hop_s)):
             if not (isfinite(value) and value > 0.0):
@@ -76,6 +94,7 @@ class StreamCore:
                     "stream.config", f"stream: expected {name} to be a number of seconds above 0, got {value}"
                 )
         self._model = model
+        self._mode_name = mode
         self._window_s = window_s
         self._hop_s = hop_s
         self._timer = timer or StageTimer.off()
@@ -87,18 +106,21 @@ class StreamCore:
 
     def _forget(self) -> None:
         """Before the first input."""
-        self._mode: Mode = WindowMode(self._model, self._window_s, self._timer)
-        # A modality that lags behind the others must still find its rows.
-        self._keep_s = self._mode.reach_s + self._hop_s + 2.0 * DISORDER_S
-        self._timeline = Timeline(
-            self._model.encoders, window_s=self._window_s, keep_s=self._keep_s, timer=self._timer
-        )
+        self._mode = self._new_mode()
+        self._delivered_s: dict[Kind, float] = {}
         self._watch = Watch()
         self._arrivals: deque[tuple[float, float]] = deque()
         self._tick: int | None = None
         self._newest_s = -inf
         self._last_time_s: float | None = None
         self._back_since_s: float | None = None
+
+    def _new_mode(self) -> Mode:
+        if self._mode_name == "incremental":
+            return IncrementalMode(self._model, self._timer)
+        # A modality that lags behind the others must still find its rows.
+        keep_s = self._window_s + self._hop_s + 2.0 * DISORDER_S
+        return WindowMode(self._model, self._window_s, keep_s, self._timer)
 
     def push_audio(self, pcm: npt.ArrayLike, sample_rate: int, start_s: float) -> None:
         """As :meth:`affectrt.stream.Stream.push_audio`."""
@@ -140,7 +162,8 @@ class StreamCore:
         The last one comes when at least 0.25 s follow the result before it, or when there was none at all.
         """
         results = self.poll()
-        self._timeline.end_audio()
+        self._mode.timeline.end_audio()
+        results += self.advance(self._newest_s)
         last_s = self._last_time_s
         if isfinite(self._newest_s) and (last_s is None or self._newest_s >= last_s + _LAST_TICK_S):
             results += self._result(self._newest_s)
@@ -174,9 +197,12 @@ class StreamCore:
         for item in items:
             self._follow_clock(item)
             # A backlog is worked off as if it had been polled all along.
-            yield from self.advance(min(item.end_s - DISORDER_S, self._newest_s))
+            yield from self.advance(min(item.end_s - DISORDER_S, self._due_s()))
             self._feed(item)
-        yield from self.advance(self._newest_s)
+        yield from self.advance(self._due_s())
+
+    def _due_s(self) -> float:
+        return self._mode.due_s(self._newest_s, self._delivered_s)
 
     def take_in(self, item: Input, arrived_s: float) -> None:
         """Take one input in and compute nothing, for who calls :meth:`advance` by a clock of its own.
@@ -232,19 +258,20 @@ class StreamCore:
 
     def _feed(self, item: Input) -> None:
         try:
-            if item.kind == "words" and item.end_s < self._newest_s - self._keep_s:
+            if item.kind == "words" and item.end_s < self._newest_s - self._mode.keep_s:
                 raise AffectError(
                     "text.backwards_time",
                     f"text: a word of {item.end_s:.3f} s came at {self._newest_s:.3f} s, and no window holds "
                     f"it any more; push words when they are said",
                 )
-            item.feed(self._timeline)
+            item.feed(self._mode.timeline)
         except AffectError as error:
             self.report(item.start_s, error.code, error.message, about=item.modality)
         else:
             self._arrivals.append((item.start_s, item.arrived_at))
         # Time goes on with what fails, too: results then tell why they rest on less.
         self._newest_s = max(self._newest_s, item.end_s)
+        self._delivered_s[item.kind] = max(self._delivered_s.get(item.kind, -inf), item.end_s)
         self._events.extend(self._watch.delivered(item.modality, item.end_s))
 
     def _result(self, time_s: float) -> Iterator[Affect]:
@@ -254,7 +281,7 @@ class StreamCore:
             captured_at = self._arrivals.popleft()[1]
         self._last_time_s = time_s
         try:
-            affect = self._mode.result(self._timeline, time_s, captured_at)
+            affect = self._mode.result(time_s, captured_at)
         except AffectError as error:
             self.report(time_s, error.code, error.message)
             return

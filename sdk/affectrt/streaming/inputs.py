@@ -17,7 +17,7 @@ from affectrt.errors import AffectError
 from affectrt.features.frames import FrameSampler, check_frame
 from affectrt.features.sequence import FeatureSequence, FloatArray
 from affectrt.features.text import Word
-from affectrt.timeline import DISORDER_S, Timeline
+from affectrt.timeline import DISORDER_S, Intake
 
 Kind = Literal["audio", "frames", "words", "features"]
 
@@ -44,7 +44,7 @@ class Input:
     size_bytes: int
     timed: bool
     """Whether its time is the application's; else the stream stamped it."""
-    feed: Callable[[Timeline], None]
+    feed: Callable[[Intake], None]
     """Takes it in."""
 
 
@@ -113,7 +113,7 @@ def frame_input(
 def word_input(encoders: Encoders, word: Word, arrived_at: float, *, timed: bool = True) -> Input:
     """One word. Raises ``model.no_extractor``, ``model.no_modality``."""
     encoders.check_extractor("text")
-    feed = partial(Timeline.push_word, word=word)
+    feed = partial(_feed_word, word=word)
     return Input("words", "text", word.start_s, word.end_s, arrived_at, _WORD_BYTES, timed, feed)
 
 
@@ -128,17 +128,25 @@ def feature_inputs(encoders: Encoders, sequence: FeatureSequence, arrived_at: fl
         if len(times_s):
             piece = replace(sequence, values=values.copy(), times_s=times_s.copy())
             start_s, end_s = float(times_s[0]), float(times_s[-1])
-            feed = partial(Timeline.push_features, sequence=piece)
+            feed = partial(_feed_features, sequence=piece)
             inputs.append(
                 Input("features", sequence.modality, start_s, end_s, arrived_at, values.nbytes, True, feed)
             )
     return inputs
 
 
-# Timeline's own names of these arguments differ, and a lambda in a loop would see the last piece only.
-def _feed_audio(timeline: Timeline, *, pcm: FloatArray, sample_rate: int, start_s: float) -> None:
-    timeline.push_audio(pcm, sample_rate, start_s)
+# A lambda in a loop would see the last piece only.
+def _feed_audio(intake: Intake, *, pcm: FloatArray, sample_rate: int, start_s: float) -> None:
+    intake.push_audio(pcm, sample_rate, start_s)
 
 
-def _feed_frame(timeline: Timeline, *, frame: npt.NDArray[np.uint8], time_s: float) -> None:
-    timeline.push_frame(frame, time_s)
+def _feed_frame(intake: Intake, *, frame: npt.NDArray[np.uint8], time_s: float) -> None:
+    intake.push_frame(frame, time_s)
+
+
+def _feed_word(intake: Intake, *, word: Word) -> None:
+    intake.push_word(word)
+
+
+def _feed_features(intake: Intake, *, sequence: FeatureSequence) -> None:
+    intake.push_features(sequence)

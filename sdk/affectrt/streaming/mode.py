@@ -1,31 +1,45 @@
 """How a stream's results are computed: over windows, whatever the model.
 
-A :class:`Mode` is all that :class:`~affectrt.streaming.core.StreamCore` knows of it: what the timeline holds
-at a tick goes in, a result comes out. A causal model, which carries its state from tick to tick, will be
-another one.
+A :class:`Mode` is all that :class:`~affectrt.streaming.core.StreamCore` knows of it: inputs go into its
+timeline, and at a tick a result comes out. :mod:`affectrt.streaming.incremental` is the other one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from affectrt.affect import Affect
 from affectrt.profiling import StageTimer
-from affectrt.timeline import Timeline
+from affectrt.streaming.inputs import Kind
+from affectrt.timeline import Intake, Timeline
 
 if TYPE_CHECKING:
     from affectrt.model import Model
 
 
+StreamMode = Literal["window", "incremental"]
+"""How a stream computes; see :meth:`affectrt.model.Model.stream`."""
+
+
 class Mode(Protocol):
-    """The features at a tick → its result. One object per person, asked in order of time."""
+    """Inputs → results. One object per person, asked in order of time."""
 
     @property
-    def reach_s(self) -> float:
-        """How far back from a tick it looks."""
+    def timeline(self) -> Intake:
+        """Where inputs go."""
         ...
 
-    def result(self, timeline: Timeline, time_s: float, captured_at: float) -> Affect:
+    @property
+    def keep_s(self) -> float:
+        """How far behind the newest input a word still counts."""
+        ...
+
+    def due_s(self, newest_s: float, delivered_s: Mapping[Kind, float]) -> float:
+        """Up to when results of a recording are due, given the newest time of all and of each kind."""
+        ...
+
+    def result(self, time_s: float, captured_at: float) -> Affect:
         """The result at ``time_s``; ``captured_at`` as for :meth:`affectrt.model.Model.fuse`."""
         ...
 
@@ -33,18 +47,19 @@ class Mode(Protocol):
 class WindowMode:
     """Any model, computed anew at each tick over the seconds before it."""
 
-    def __init__(self, model: Model, window_s: float, timer: StageTimer) -> None:
+    def __init__(self, model: Model, window_s: float, keep_s: float, timer: StageTimer) -> None:
+        """``keep_s``: how far back from the newest input windows may reach."""
         self._model = model
-        self._window_s = window_s
         self._timer = timer
+        self.keep_s = keep_s
+        self.timeline = Timeline(model.encoders, window_s=window_s, keep_s=keep_s, timer=timer)
 
-    @property
-    def reach_s(self) -> float:
-        """As :class:`Mode`."""
-        return self._window_s
+    def due_s(self, newest_s: float, delivered_s: Mapping[Kind, float]) -> float:
+        """As :class:`Mode`: all of them. What comes after later inputs still counts in the next windows."""
+        return newest_s
 
-    def result(self, timeline: Timeline, time_s: float, captured_at: float) -> Affect:
+    def result(self, time_s: float, captured_at: float) -> Affect:
         """As :class:`Mode`. Raises as :meth:`affectrt.model.Model.fuse`."""
-        sequences = timeline.at(time_s)
+        sequences = self.timeline.at(time_s)
         with self._timer.stage("fusion"):
             return self._model.fuse(sequences, time_s, captured_at)

@@ -49,7 +49,7 @@ class VoiceEncoder(nn.Module):
 
     ROWS_PER_STATE = 8
     CONTEXT_ROWS = 45
-    """A state rests on so many rows before the first one of its own and after it."""
+    """State k rests on the rows from 8 k − 45 to 8 k + 45."""
 
     def __init__(self, config: VoiceEncoderConfig | None = None) -> None:
         super().__init__()

@@ -1,0 +1,243 @@
+"""Incremental streams against the causal model on whole recordings, whatever the order of pushing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from safetensors.torch import save
+
+import affectrt
+from affectrt.affect import Affect
+from affectrt.features.audio import as_mono
+from affectrt.features.text import words_of
+from affectrt.manifest import CausalSpec, Manifest
+from affectrt.media import AudioChunk, Media
+from affectrt.streaming.core import StreamCore
+from affectrt.transcript import read_transcript
+from affectrt_training.models.ghrnn_cma import GhrnnCmaConfig
+from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
+from tests.conftest import _graph, _normal
+from tests.sdk.serving import voice
+from tests.training.offline_causal import Recording, Sound, answers, uncalibrated
+
+TOLERANCE = 1e-5
+RATE_HZ = 16_000
+DEMO = Path(__file__).parents[2] / "demo" / "clip.mp4"
+DILATION, CONTEXT_ROWS = 21, 7 + 21
+
+
+def hearing(dim: int, n_mels: int) -> bytes:
+    """An encoder whose states see rows past their own, as the starter's do."""
+    rng = np.random.default_rng(3)
+    wide: dict[str, Any] = {"kernel_shape": [3], "dilations": [DILATION], "pads": [DILATION] * 2}
+    nodes = [
+        helper.make_node("Transpose", ["log_mel"], ["channels_first"], perm=[0, 2, 1]),
+        helper.make_node("Conv", ["channels_first", "kernel"], ["wide"], **wide),
+        helper.make_node("Tanh", ["wide"], ["bent"]),
+        helper.make_node("AveragePool", ["bent"], ["pooled"], kernel_shape=[8], strides=[8], ceil_mode=1),
+        helper.make_node("Transpose", ["pooled"], ["states"], perm=[0, 2, 1]),
+    ]
+    return _graph(
+        "audio",
+        nodes,
+        {"log_mel": (TensorProto.FLOAT, ["B", "T", n_mels])},
+        {"states": ["B", "K", dim]},
+        {"kernel": _normal(rng, dim, n_mels, 3)},
+    )
+
+
+@pytest.fixture(scope="module")
+def model(make_bundle: Callable[..., Path], tiny_manifest: Manifest) -> affectrt.Model:
+    """The tiny bundle with a causal model of random weights and a voice encoder that sees ahead."""
+    torch.manual_seed(2)
+    dims = {f"{m}_dim": tiny_manifest.dim(m) for m in ("text", "audio", "vision")}
+    config = GhrnnCmaConfig(
+        **dims, model_dim=12, heads=3, hidden_dim=10, fused_dim=9, causal=True, window_s=1.7
+    )
+    module = CausalGhrnnCma(config)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    spec = CausalSpec("causal.safetensors", asdict(config), 0.1, CONTEXT_ROWS, tiny_manifest.calibration)
+    members = {
+        "causal.safetensors": save(module.state_dict()),
+        "audio.onnx": hearing(config.audio_dim, 64),
+    }
+    return affectrt.load(make_bundle(replace(tiny_manifest, causal=spec), members), threads=1)
+
+
+def core(model: affectrt.Model, hop_s: float = 0.1) -> StreamCore:
+    return StreamCore(model, None, hop_s, mode="incremental")
+
+
+def check(model: affectrt.Model, results: list[Affect], recording: Recording, first_s: float = 0.0) -> None:
+    """Every result is what the model says that knows the whole recording."""
+    ticks, sentiment, probabilities = answers(model, recording, first_s)
+    assert len(results) > 3
+    for affect in results:
+        k = int(np.flatnonzero(ticks <= affect.time_s + 1e-6)[-1])
+        assert affect.sentiment == pytest.approx(float(np.clip(sentiment[k], -3, 3)), abs=TOLERANCE)
+        np.testing.assert_allclose(uncalibrated(model, affect), probabilities[k], rtol=0, atol=TOLERANCE)
+
+
+Push = Callable[[StreamCore], object]
+
+
+def pieces(recording: Recording, cuts: list[int]) -> list[tuple[str, float, Push]]:
+    """What a capture would push, with the time at which it could."""
+    found: list[tuple[str, float, Push]] = []
+    turn = -1
+    for sound in recording.sounds:
+        at = 0
+        while at < len(sound.pcm):
+            turn += 1
+            length = min(cuts[turn % len(cuts)] * sound.rate_hz // RATE_HZ + 1, len(sound.pcm) - at)
+            start_s, part = sound.start_s + at / sound.rate_hz, sound.pcm[at : at + length]
+
+            push = partial(StreamCore.push_audio, pcm=part, sample_rate=sound.rate_hz, start_s=start_s)
+            found.append(("sound", start_s + length / sound.rate_hz, push))
+            at += length
+    for frame, time_s in recording.frames:
+        found.append(("frame", time_s, partial(StreamCore.push_frame, frame=frame, time_s=time_s)))
+    for word in recording.words:  # right before the sound that it ends with
+        found.append(("word", word.end_s - 1e-3, partial(StreamCore.push_word, word=word)))
+    return found
+
+
+def at_once(model: affectrt.Model, recording: Recording, hop_s: float = 0.1) -> list[Affect]:
+    stream = core(model, hop_s)
+    for _, _, push in pieces(recording, [10**9]):
+        push(stream)
+    return stream.flush()
+
+
+@pytest.fixture(scope="module")
+def demo() -> Recording:
+    """The demo clip, as a camera and a microphone would give it."""
+    chunks, frames, rate = [], [], 0
+    with Media.open(DEMO, max_video_rate_hz=10.0) as media:
+        for item in media:
+            if isinstance(item, AudioChunk):
+                chunks.append(as_mono(item.pcm))
+                rate = item.sample_rate_hz
+            else:
+                frames.append((item.bgr, item.time_s))
+    pcm = np.concatenate(chunks)
+    words = read_transcript(DEMO.with_suffix(".srt"))
+    return Recording([Sound(pcm, rate, 0.0)], frames, words, max(len(pcm) / rate, frames[-1][1]))
+
+
+def excerpt(whole: Recording, start_s: float, end_s: float) -> Recording:
+    """A part of a recording without gaps; it keeps its times."""
+    (sound,) = whole.sounds
+    first, last = round(start_s * sound.rate_hz), round(end_s * sound.rate_hz)
+    return Recording(
+        [Sound(sound.pcm[first:last], sound.rate_hz, first / sound.rate_hz)],
+        [(frame, time_s) for frame, time_s in whole.frames if start_s <= time_s <= end_s],
+        [word for word in whole.words if start_s + 0.2 <= word.start_s and word.end_s <= end_s],
+        end_s,
+    )
+
+
+def test_a_clip_at_once(model: affectrt.Model, demo: Recording) -> None:
+    results = at_once(model, demo)
+    assert {"text", "audio", "vision"} <= set().union(*(affect.present for affect in results))
+    assert [affect.time_s for affect in results] == pytest.approx(np.arange(1, len(results) + 1) / 10)
+    check(model, results, demo)
+
+
+def test_results_in_between_are_left_out_ticks_are_not(model: affectrt.Model, demo: Recording) -> None:
+    part = excerpt(demo, 3.0, 9.0)
+    check(model, at_once(model, part, hop_s=0.7), part, 3.0)
+
+
+CUTS = st.lists(st.sampled_from([901, 1600, 5001, 8000]), min_size=1, max_size=6)
+LATE_S = st.sampled_from([0.0, 0.13, 0.4])
+TURNS = st.lists(st.booleans(), min_size=1, max_size=6)
+
+
+def pushed(
+    model: affectrt.Model,
+    recording: Recording,
+    cuts: list[int],
+    late_s: dict[str, float],
+    polls: list[bool],
+    twice: list[bool],
+) -> list[Affect]:
+    """The results when each modality comes in its own order, sound and pictures late, words when they are
+    said; polled after some pushes, some pushes repeated."""
+    # A stream waits for what it knows of: of each modality something comes in time.
+    turns = pieces(recording, [1000, *cuts])
+    first = {sort: at_s for sort, at_s, _ in reversed(turns)}
+    turns.sort(key=lambda turn: turn[1] + (late_s.get(turn[0], 0.0) if turn[1] > first[turn[0]] else 0.0))
+    stream, results = core(model), []
+    for number, (sort, _, push) in enumerate(turns):
+        for _ in range(2 if sort != "word" and twice[number % len(twice)] else 1):
+            push(stream)
+        results += stream.poll() if polls[number % len(polls)] else []
+    return results + stream.flush()
+
+
+@settings(max_examples=10)
+@given(
+    start_s=st.sampled_from([2.0, 6.3, 11.1]),
+    length_s=st.sampled_from([2.0, 3.21]),
+    cuts=CUTS,
+    late_s=st.fixed_dictionaries({"sound": LATE_S, "frame": LATE_S}),
+    polls=TURNS,
+    twice=TURNS,
+)
+def test_any_chunks_order_repeats_and_polls(
+    model: affectrt.Model,
+    demo: Recording,
+    start_s: float,
+    length_s: float,
+    cuts: list[int],
+    late_s: dict[str, float],
+    polls: list[bool],
+    twice: list[bool],
+) -> None:
+    part = excerpt(demo, start_s, start_s + length_s)
+    check(model, pushed(model, part, cuts, late_s, polls, twice), part, part.sounds[0].start_s)
+
+
+@settings(max_examples=10)
+@given(
+    rates=st.lists(st.sampled_from([8_000, 16_000, 22_050, 48_000]), min_size=2, max_size=3),
+    gaps_s=st.lists(st.sampled_from([0.2, 0.31, 2.5]), min_size=3, max_size=3),
+    cuts=CUTS,
+    late_s=st.fixed_dictionaries({"sound": LATE_S}),
+    polls=TURNS,
+    twice=TURNS,
+)
+def test_gaps_and_changes_of_rate(
+    model: affectrt.Model,
+    rates: list[int],
+    gaps_s: list[float],
+    cuts: list[int],
+    late_s: dict[str, float],
+    polls: list[bool],
+    twice: list[bool],
+) -> None:
+    sounds: list[Sound] = []
+    at_s = 1.0
+    for rate, gap_s in zip(rates, gaps_s, strict=False):
+        at_s += gap_s
+        pcm = voice(1.5)
+        resampled = np.interp(np.arange(round(1.5 * rate)) / rate, np.arange(len(pcm)) / RATE_HZ, pcm)
+        sounds.append(Sound(resampled.astype(np.float32), rate, at_s))
+        at_s += 1.5
+    part = Recording(sounds, (), words_of("i am so sad it was awful", sounds[0].start_s, at_s), at_s)
+    results = pushed(model, part, cuts, late_s, polls, twice)
+    assert "audio" in set().union(*(affect.present for affect in results))
+    check(model, results, part, sounds[0].start_s)
