@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import save
 
 import affectrt
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
+from affectrt.backends.causal import CausalFusion
 from affectrt.backends.choice import DEVICES, choose_backend, obstacle
 from affectrt.backends.native import NativeFusion
 from affectrt.backends.onnx_runtime import OnnxFusion
@@ -23,7 +25,7 @@ from affectrt.bundle import Bundle
 from affectrt.cli.equations import ghrnn_cma, random_weights
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
-from affectrt.manifest import Manifest
+from affectrt.manifest import CausalSpec, Manifest
 
 Weights = dict[str, npt.NDArray[np.float32]]
 HEADS = 3
@@ -165,14 +167,18 @@ def test_settings_that_make_no_sense(make_ghrnn: Callable[..., Path]) -> None:
             error.code == "bundle.manifest"
             and "config.heads: expected a whole number from 1" in error.message
         )
-    bundle = Bundle.open(make_ghrnn(causal="yes"))
-    assert choose_backend(bundle).backend == "onnxruntime"
-    error = error_of(lambda: choose_backend(bundle, "native"))
-    assert error.code == "bundle.manifest" and "config.causal: expected bool, got 'yes'" in error.message
 
 
 @pytest.mark.parametrize(
-    "ablation", [{"pairs": ["at"]}, {"attention": False}, {"joint": False}, {"cell": "lstm"}, {"cell": None}]
+    "ablation",
+    [
+        {"pairs": ["at"]},
+        {"attention": False},
+        {"joint": False},
+        {"cell": "lstm"},
+        {"cell": None},
+        {"causal": True},
+    ],
 )
 def test_ablations_are_left_to_the_graph(make_ghrnn: Callable[..., Path], ablation: dict[str, Any]) -> None:
     bundle = Bundle.open(make_ghrnn(**ablation))
@@ -296,21 +302,37 @@ def test_weights_that_are_not_such_a_models(
 # --- Ticks -----------------------------------------------------------------------------------------
 
 
+CAUSAL = {"heads": HEADS, "window_s": 2}
+
+
 @pytest.fixture(scope="session")
-def causal_bundle(make_ghrnn: Callable[..., Path], ghrnn_weights: Weights, tiny_manifest: Manifest) -> Bundle:
+def make_causal(
+    make_bundle: Callable[..., Path], ghrnn_weights: Weights, tiny_manifest: Manifest
+) -> Callable[..., Bundle]:
+    """A bundle with a causal model beside the other one; changed weights (None: left out) or settings."""
     no_word = np.random.default_rng(1).standard_normal(tiny_manifest.dim("text")).astype(np.float32)
-    return Bundle.open(make_ghrnn({**ghrnn_weights, "no_word": no_word}, causal=True, window_s=2))
+
+    def make(changes: Mapping[str, Any] | None = None, **config: Any) -> Bundle:
+        weights = {**ghrnn_weights, "no_word": no_word, **(changes or {})}
+        weights = {name: value for name, value in weights.items() if value is not None}
+        spec = CausalSpec("causal.safetensors", {**CAUSAL, **config}, 0.1, 0, tiny_manifest.calibration)
+        return Bundle.open(
+            make_bundle(replace(tiny_manifest, causal=spec), {"causal.safetensors": save(weights)})
+        )
+
+    return make
 
 
-def test_a_causal_model_steps_and_has_no_windows(causal_bundle: Bundle, ghrnn_bundle: Path) -> None:
-    assert choose_backend(causal_bundle).backend == "onnxruntime"
-    error = error_of(lambda: choose_backend(causal_bundle, "native"))
-    assert error.code == "backend.unsupported" and "tick by tick" in error.message
-    fusion = NativeFusion(causal_bundle)
-    assert error_of(lambda: fusion({}, np.ones((1, 3), bool))).code == "backend.unsupported"
-    of_windows = NativeFusion(Bundle.open(ghrnn_bundle))
-    error = error_of(of_windows.incremental)
-    assert error.code == "backend.unsupported" and "causal models only" in error.message
+@pytest.fixture(scope="session")
+def causal_bundle(make_causal: Callable[..., Bundle]) -> Bundle:
+    return make_causal()
+
+
+def test_a_bundle_without_a_causal_model_says_so(ghrnn_bundle: Path) -> None:
+    model = affectrt.load(ghrnn_bundle)
+    for ask in (lambda: model.causal, lambda: model.stream(mode="incremental")):
+        error = error_of(ask)
+        assert error.code == "model.not_causal" and "windows only" in error.message
 
 
 def test_steps_are_those_of_the_kernels(causal_bundle: Bundle) -> None:
@@ -319,35 +341,33 @@ def test_steps_are_those_of_the_kernels(causal_bundle: Bundle) -> None:
     from affectrt_kernels import _native
 
     manifest = causal_bundle.manifest
-    assert manifest.fusion.weights is not None
-    weights = read_safetensors(causal_bundle.read(manifest.fusion.weights), "here")
-    kernels = _native.GhrnnCma(weights, heads=HEADS)
-    fusion = NativeFusion(causal_bundle)
+    weights = read_safetensors(causal_bundle.read("causal.safetensors"), "here")
+    no_word = weights.pop("no_word")
+    theirs = _native.GhrnnCma(weights, heads=HEADS).stream(no_word, 2.0)
+    mine = CausalFusion(causal_bundle).start()
     audio, vision = rows(manifest, "audio", 8), rows(manifest, "vision", 4)
     text = rows(manifest, "text", 1).values[0]
-    for window_s, length in ((None, 2.0), (0.5, 0.5)):
-        mine, theirs = fusion.incremental(window_s), kernels.stream(weights["no_word"], length)
-        for time_s, said, heard, seen in (
-            (1.0, None, None, None),
-            (3.0, text, audio, vision),
-            (3.4, None, None, FeatureSequence.empty("vision", 3)),
-            (9.0, text, None, None),
-        ):
-            expected = theirs.step(
-                time_s,
-                said,
-                *((heard.values, heard.times_s) if heard else (None, None)),
-                *((seen.values, seen.times_s) if seen else (None, None)),
-            )
-            sentiment, logits = mine.step(time_s, said, heard, seen)
-            assert sentiment == expected[0]
-            np.testing.assert_array_equal(logits, expected[1])
+    for time_s, said, heard, seen in (
+        (1.0, None, None, None),
+        (3.0, text, audio, vision),
+        (3.4, None, None, FeatureSequence.empty("vision", 3)),
+        (9.0, text, None, None),
+    ):
+        expected = theirs.step(
+            time_s,
+            said,
+            *((heard.values, heard.times_s) if heard else (None, None)),
+            *((seen.values, seen.times_s) if seen else (None, None)),
+        )
+        sentiment, logits = mine.step(time_s, said, heard, seen)
+        assert sentiment == expected[0]
+        np.testing.assert_array_equal(logits, expected[1])
 
 
 def test_a_step_that_does_not_fit_changes_nothing(causal_bundle: Bundle) -> None:
     manifest = causal_bundle.manifest
-    fusion = NativeFusion(causal_bundle)
-    stream, untouched = fusion.incremental(), fusion.incremental()
+    fusion = CausalFusion(causal_bundle)
+    stream, untouched = fusion.start(), fusion.start()
     audio = rows(manifest, "audio", 8)
     for each in (stream, untouched):
         each.step(3.0, None, audio)
@@ -370,24 +390,40 @@ def test_a_step_that_does_not_fit_changes_nothing(causal_bundle: Bundle) -> None
     assert stream.step(4.0)[0] == untouched.step(4.0)[0]
 
 
-def test_causal_bundles_that_make_no_sense(make_ghrnn: Callable[..., Path], causal_bundle: Bundle) -> None:
-    from affectrt.weights import read_safetensors
-
-    weights = read_safetensors(causal_bundle.read("fusion.safetensors"), "here")
-
-    def fusion(changes: Weights | None = None, **config: Any) -> NativeFusion:
-        path = make_ghrnn({**weights, **(changes or {})}, **{"causal": True, "window_s": 2.0, **config})
-        return NativeFusion(Bundle.open(path))
-
-    without = {name: value for name, value in weights.items() if name != "no_word"}
-    error = error_of(lambda: NativeFusion(Bundle.open(make_ghrnn(without, causal=True, window_s=2.0))))
+def test_causal_bundles_that_make_no_sense(make_causal: Callable[..., Bundle], causal_bundle: Bundle) -> None:
+    no_word = np.ones(causal_bundle.manifest.dim("text"), np.float32)
+    error = error_of(lambda: CausalFusion(make_causal({"no_word": None})))
     assert error.code == "bundle.weights" and "'no_word' among the weights" in error.message
-    for bad in (np.ones(3, np.float32), weights["no_word"] * np.float32(np.nan)):
-        error = error_of(lambda bad=bad: fusion({"no_word": bad}))  # type: ignore[misc]
+    for bad in (np.ones(3, np.float32), no_word * np.float32(np.nan)):
+        error = error_of(lambda bad=bad: CausalFusion(make_causal({"no_word": bad})))  # type: ignore[misc]
         assert error.code == "bundle.weights" and "no_word: expected" in error.message
     for window_s in ("2", None, True, 10**400):
-        error = error_of(lambda window_s=window_s: fusion(window_s=window_s).incremental())  # type: ignore[misc]
-        assert error.code == "bundle.manifest" and "config.window_s: expected float" in error.message
-    for length_s in (0.0, -1.0, float("inf")):
-        error = error_of(lambda length_s=length_s: fusion().incremental(length_s))  # type: ignore[misc]
-        assert error.code == "stream.config" and "window_s: expected a number of seconds" in error.message
+        error = error_of(lambda window_s=window_s: CausalFusion(make_causal(window_s=window_s)))  # type: ignore[misc]
+        assert error.code == "bundle.manifest" and "causal.config.window_s: expected float" in error.message
+    for length_s in (0.0, -1.0):
+        error = error_of(lambda length_s=length_s: CausalFusion(make_causal(window_s=length_s)))  # type: ignore[misc]
+        assert error.code == "bundle.manifest" and "window_s: expected a number of seconds" in error.message
+    error = error_of(lambda: CausalFusion(make_causal(heads=0)))
+    assert error.code == "bundle.manifest" and "causal.config.heads: expected a whole number" in error.message
+
+
+def test_a_bundle_whose_causal_model_is_broken_fails_at_once(make_causal: Callable[..., Bundle]) -> None:
+    bundle = make_causal({"emotion.weight": np.ones((3, 9), np.float32)})
+    assert error_of(lambda: affectrt.Model(bundle)).code == "bundle.weights"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tick_s": 0.0}, "causal.tick_s: expected a number above 0"),
+        ({"audio_context_rows": -1}, "causal.audio_context_rows: expected 0 or more"),
+    ],
+)
+def test_what_the_manifest_says_of_the_causal_model_is_checked(
+    causal_bundle: Bundle, change: dict[str, Any], told: str
+) -> None:
+    manifest = causal_bundle.manifest
+    assert manifest.causal is not None
+    wrong = replace(manifest, causal=replace(manifest.causal, **change))
+    error = error_of(lambda: Manifest.from_json(wrong.to_json(), "here"))
+    assert error.code == "bundle.manifest" and told in error.message

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,28 @@ from safetensors.torch import save
 
 import affectrt
 from affectrt.affect import Affect
-from affectrt.features.audio import as_mono
-from affectrt.features.text import words_of
+from affectrt.errors import AffectError
+from affectrt.features.audio import as_mono, log_mel
+from affectrt.features.causal_audio import SpeechGate
+from affectrt.features.sequence import FeatureSequence
+from affectrt.features.text import Word, words_of
 from affectrt.manifest import CausalSpec, Manifest
 from affectrt.media import AudioChunk, Media
+from affectrt.stream import Stream
 from affectrt.streaming.core import StreamCore
 from affectrt.transcript import read_transcript
 from affectrt_training.models.ghrnn_cma import GhrnnCmaConfig
 from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from tests.conftest import _graph, _normal
 from tests.sdk.serving import voice
-from tests.training.offline_causal import Recording, Sound, answers, uncalibrated
+from tests.training.offline_causal import (
+    Recording,
+    Sound,
+    answers,
+    face_rows,
+    uncalibrated,
+    voice_rows,
+)
 
 TOLERANCE = 1e-5
 RATE_HZ = 16_000
@@ -60,7 +72,7 @@ def hearing(dim: int, n_mels: int) -> bytes:
 def model(make_bundle: Callable[..., Path], tiny_manifest: Manifest) -> affectrt.Model:
     """The tiny bundle with a causal model of random weights and a voice encoder that sees ahead."""
     torch.manual_seed(2)
-    dims = {f"{m}_dim": tiny_manifest.dim(m) for m in ("text", "audio", "vision")}
+    dims: dict[str, Any] = {f"{m}_dim": tiny_manifest.dim(m) for m in ("text", "audio", "vision")}
     config = GhrnnCmaConfig(
         **dims, model_dim=12, heads=3, hidden_dim=10, fused_dim=9, causal=True, window_s=1.7
     )
@@ -90,7 +102,7 @@ def check(model: affectrt.Model, results: list[Affect], recording: Recording, fi
         np.testing.assert_allclose(uncalibrated(model, affect), probabilities[k], rtol=0, atol=TOLERANCE)
 
 
-Push = Callable[[StreamCore], object]
+Push = Callable[[StreamCore | Stream], object]
 
 
 def pieces(recording: Recording, cuts: list[int]) -> list[tuple[str, float, Push]]:
@@ -104,13 +116,13 @@ def pieces(recording: Recording, cuts: list[int]) -> list[tuple[str, float, Push
             length = min(cuts[turn % len(cuts)] * sound.rate_hz // RATE_HZ + 1, len(sound.pcm) - at)
             start_s, part = sound.start_s + at / sound.rate_hz, sound.pcm[at : at + length]
 
-            push = partial(StreamCore.push_audio, pcm=part, sample_rate=sound.rate_hz, start_s=start_s)
+            push = methodcaller("push_audio", pcm=part, sample_rate=sound.rate_hz, start_s=start_s)
             found.append(("sound", start_s + length / sound.rate_hz, push))
             at += length
     for frame, time_s in recording.frames:
-        found.append(("frame", time_s, partial(StreamCore.push_frame, frame=frame, time_s=time_s)))
+        found.append(("frame", time_s, methodcaller("push_frame", frame=frame, time_s=time_s)))
     for word in recording.words:  # right before the sound that it ends with
-        found.append(("word", word.end_s - 1e-3, partial(StreamCore.push_word, word=word)))
+        found.append(("word", word.end_s - 1e-3, methodcaller("push_word", word=word)))
     return found
 
 
@@ -241,3 +253,111 @@ def test_gaps_and_changes_of_rate(
     results = pushed(model, part, cuts, late_s, polls, twice)
     assert "audio" in set().union(*(affect.present for affect in results))
     check(model, results, part, sounds[0].start_s)
+
+
+def test_a_stream_with_a_thread_answers_the_same(model: affectrt.Model, demo: Recording) -> None:
+    part = excerpt(demo, 6.3, 9.0)
+    results: list[Affect] = []
+    with model.stream(hop_s=0.1, mode="incremental", on_result=results.append) as stream:
+        for _, _, push in sorted(pieces(part, [1000, 1600, 700]), key=lambda turn: turn[1]):
+            push(stream)
+        stream.flush()
+    check(model, results, part, part.sounds[0].start_s)
+
+
+def test_live_results_come_by_the_clock(model: affectrt.Model) -> None:
+    with model.stream(hop_s=0.1, mode="incremental") as stream:
+        for turn in range(12):
+            stream.push_audio(voice(0.1), RATE_HZ)
+            if turn == 3:
+                stream.push_text("it was great")
+            sleep(0.1)
+        results = stream.flush()
+    assert len(results) >= 8 and {"text", "audio"} <= results[-1].present
+
+
+def test_contributions_are_what_the_model_says_without(model: affectrt.Model, demo: Recording) -> None:
+    part = excerpt(demo, 6.0, 9.0)
+    results = at_once(model, part)
+    without: dict[str, Recording] = {
+        "text": replace(part, words=()),
+        "audio": replace(part, sounds=()),
+        "vision": replace(part, frames=()),
+    }
+    for modality, rest in without.items():
+        _, sentiment, _ = answers(model, rest, part.sounds[0].start_s)
+        for affect in results:
+            if modality in affect.present:
+                left = affect.sentiment - affect.contributions[modality]
+                k = round((affect.time_s - 6.0) / 0.1)
+                assert left == pytest.approx(float(sentiment[k]), abs=TOLERANCE)
+    assert all(affect.contributions.keys() == affect.present for affect in results)
+
+
+def test_rows_of_the_applications_own(model: affectrt.Model, demo: Recording) -> None:
+    """The same rows that the device made, in any order within a second."""
+    part = excerpt(demo, 6.0, 9.0)
+    expected = at_once(model, part)
+    heard, seen = voice_rows(model, part.sounds), face_rows(model, part.frames)
+    stream, results = core(model), []
+    for word in part.words:
+        stream.push_word(word)
+    stream.push_frame(np.zeros((48, 48, 3), np.uint8), 6.0)  # nobody; it begins the stream
+    for modality, rows in (("audio", heard), ("vision", seen)):
+        for start in (0, 1):
+            sequence = FeatureSequence(modality, rows.values[start::2], rows.times_s[start::2])  # type: ignore[arg-type]
+            stream.push_features(sequence)
+    results = stream.flush()
+    for one, other in zip(expected, results, strict=False):
+        assert one.sentiment == pytest.approx(other.sentiment, abs=TOLERANCE)
+
+
+def test_what_is_present(model: affectrt.Model) -> None:
+    stream = core(model)
+    stream.push_audio(np.concatenate([voice(2.0), np.zeros(6 * RATE_HZ, np.float32)]), RATE_HZ, 0.0)
+    stream.push_word(Word("great", 1.0, 1.5))
+    present = {round(affect.time_s, 1): affect.present for affect in stream.flush()}
+    assert present[0.3] == frozenset() and present[1.5] == {"text", "audio"}
+    assert present[3.1] == {"text", "audio"} and present[3.3] == {"audio"}  # words count for 1.7 s
+    # Speech is held for two seconds, its states are known late, and then count for 1.7 s.
+    assert present[7.0] == frozenset()
+
+
+def test_words_that_come_late_count_from_then_on(model: affectrt.Model) -> None:
+    in_time, late = core(model), core(model)
+    for stream in (in_time, late):
+        stream.push_audio(voice(2.0), RATE_HZ, 0.0)
+        results = [] if stream is in_time else stream.poll()
+        stream.push_word(Word("great", 0.5, 1.0))
+        stream.push_audio(voice(1.0), RATE_HZ, 2.0)
+        results += stream.flush()
+        if stream is in_time:
+            expected = results
+    assert [affect.time_s for affect in results] == [affect.time_s for affect in expected]
+    assert all("text" not in affect.present for affect in results if affect.time_s < 1.95)
+    assert results[21].present >= {"text"} and results[21].sentiment != expected[21].sentiment
+
+
+def test_a_long_pause_costs_nothing(model: affectrt.Model) -> None:
+    stream = core(model, hop_s=500.0)
+    stream.push_word(Word("great", 0.0, 1.0))
+    stream.push_word(Word("awful", 3000.0, 3001.0))
+    start = perf_counter()
+    assert len(stream.flush()) == 7
+    assert perf_counter() - start < 5.0
+    with pytest.raises(AffectError, match="leave out window_s"):
+        StreamCore(model, 2.0, 0.1, mode="incremental")
+    with pytest.raises(AffectError, match="expected mode window or incremental, got 'both'"):
+        StreamCore(model, None, 0.1, mode="both")  # type: ignore[arg-type]
+
+
+def test_a_fan_is_a_voice_until_it_has_run_for_a_second(model: affectrt.Model) -> None:
+    """What only later sound could tell: the window model knows at once."""
+    gate = SpeechGate(model.encoders.audio_config())
+    rng = np.random.default_rng(0)
+    quiet, fan = rng.normal(0, 1e-4, 2 * RATE_HZ), rng.normal(0, 1, 4 * RATE_HZ)
+    hum = np.cumsum(fan)
+    hum = 0.1 * (hum - np.convolve(hum, np.ones(400) / 400, "same")) / 30
+    rows = log_mel(np.concatenate([quiet, hum]).astype(np.float32), RATE_HZ)
+    speech = np.concatenate([gate(rows[start : start + 8]) for start in range(0, len(rows), 8)])
+    assert not speech[:195].any() and speech[200:290].mean() > 0.9 and speech[305:].mean() < 0.05

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from affectrt.backends import FloatArray
-from affectrt.backends.native import pack, read_weights, setting, weights_of
+from affectrt.backends.native import NO_WORD, pack, read_weights, setting, weights_of
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence, check_dim
 
 if TYPE_CHECKING:
     from affectrt.bundle import Bundle
     from affectrt.manifest import Manifest
-
-NO_WORD = "no_word"
-"""A weight of causal models, (text.dim,): the text row of a tick in which no word ended."""
 
 
 class CausalFusion:

@@ -36,6 +36,9 @@ STRUCTURE: Mapping[str, tuple[object, ...]] = {
 }
 """Settings that change what is computed, with the values that the kernels know; the first where absent."""
 
+NO_WORD = "no_word"
+"""A weight of causal models, (text.dim,): the text row of a tick in which no word ended."""
+
 
 def extension() -> ModuleType:
     """``affectrt_kernels._native``. Raises ``backend.missing`` when it isn't there or of another version."""
@@ -74,7 +77,14 @@ class NativeFusion:
         self._manifest = manifest
         member = check_model(manifest)
         heads = setting(manifest, manifest.config, "config.heads", int)
-        self._model = pack(bundle, read_weights(bundle, member), heads, member)
+        weights = read_weights(bundle, member)
+        if NO_WORD in weights:
+            raise AffectError(
+                "bundle.weights",
+                f"bundle {manifest.name}: {member}: expected '{NO_WORD}' not among the weights, they are a "
+                f"causal model's; export the model again",
+            )
+        self._model = pack(bundle, weights, heads, member)
         self._absent = {m: np.zeros((0, manifest.dim(m)), np.float32) for m in MODALITIES}
 
     def __call__(
