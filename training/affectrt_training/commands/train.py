@@ -103,8 +103,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep",
         type=Path,
         metavar="WEIGHTS",
-        help="weights.safetensors of an earlier run, or the shipped ones: every stage that they hold is taken "
-        "from them, unless --restart names it",
+        help="weights.safetensors of an earlier run, or the shipped ones: every stage that they hold is "
+        "taken from them, unless --restart names it",
     )
 
 
