@@ -256,14 +256,13 @@ def _all_rows(course: Course, modality: Modality, dim: int) -> Tensor:
 
 def _speak(course: Course, text: Tensor, spoken: Tensor) -> None:
     """Fill in the ticks (K, D) at which words ended; what ended in one tick is averaged."""
-    counts: dict[int, int] = {}
-    for moment in course.moments:
-        for row, time_s in zip(moment.rows.get("text", ()), moment.times_s.get("text", _NEVER), strict=True):
-            tick = tick_at(float(time_s))
-            before = counts.get(tick, 0)
-            text[tick] = (text[tick] * before + row) / (before + 1)
-            counts[tick] = before + 1
-    spoken[list(counts)] = True
+    times = torch.cat([moment.times_s.get("text", _NEVER) for moment in course.moments])
+    if len(times):
+        rows = _all_rows(course, "text", text.shape[1])
+        ticks = (torch.ceil(times / TICK_S - _EPS).long() - 1).clamp(min=0)
+        counts = torch.bincount(ticks, minlength=len(text))
+        text.index_add_(0, ticks, rows / counts[ticks, None])
+        spoken[ticks] = True
 
 
 def tick_labels(course: Course, count: int) -> tuple[Tensor, Tensor, Tensor]:

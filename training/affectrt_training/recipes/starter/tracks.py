@@ -91,12 +91,15 @@ def text_tracks(
     corpus: str,
     versions: int,
     generator: np.random.Generator,
+    *,
+    exact: bool = True,
     batch_size: int = 128,
 ) -> list[Item[Track]]:
     """Sentences as words come: each version in groups, then the same at once when all has been said.
 
     Rows as :meth:`~affectrt.features.text.TextFeatures.newest`. More than one version: all but the first with
-    dropout on. A sentence of which the tokenizer keeps nothing has tracks without rows.
+    dropout on. Prefixes are many times the sentences: not ``exact``, they are read at half the precision. A
+    sentence of which the tokenizer keeps nothing has tracks without rows.
     """
     tracks: list[list[Track]] = [[] for _ in sentences]
     for version in range(versions):
@@ -109,8 +112,7 @@ def text_tracks(
         newest, whole = torch.empty(2, len(flat), encoders.text.dim, dtype=torch.float16)
         for start in track(range(0, len(order), batch_size), f"following {corpus} ({version + 1})"):
             chosen = order[start : start + batch_size]
-            # Prefixes are many times the sentences: those to train on are read at half the precision.
-            with torch.autocast("cpu", torch.bfloat16, enabled=versions > 1):
+            with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
                 newest[chosen], whole[chosen] = _means(encoders, [flat[i] for i in chosen])
         first = 0
         for tracked, some, counts in zip(tracks, parts, ends, strict=True):
