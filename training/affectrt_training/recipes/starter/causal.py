@@ -67,7 +67,7 @@ class CausalRecipe:
     """Its shape."""
     mixture: Mixture = field(default_factory=Mixture)
     """What the first moments of an epoch's courses are."""
-    epochs: int = 4
+    epochs: int = 3
     """Epochs of the mixture."""
     batch_size: int = 64
     """Courses per step."""

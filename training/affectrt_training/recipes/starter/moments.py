@@ -187,20 +187,21 @@ class Courses(IterableDataset[dict[str, Tensor]]):
     def draw(self, kind: str) -> Course:
         """A course whose first moment is of this kind."""
         draw = self.generator
-        moments = [lay(self._person(kind), _some(LEAD_S, LONG_LEAD, draw), draw)]
+        moments = [self._moment(kind, _some(LEAD_S, LONG_LEAD, draw))]
         if draw.random() < SECOND_MOMENT:
             start_s = moments[0].ends_s + _some(PAUSE_S, LONG_PAUSE, draw)
             kind = self.kinds[draw.integers(len(self.kinds))]
-            moments.append(lay(self._person(kind, other_than=moments[0].emotion), start_s, draw))
+            moments.append(self._moment(kind, start_s, other_than=moments[0].emotion))
         return Course(moments, moments[-1].ends_s + draw.uniform(0.0, TAIL_S))
 
-    def _person(self, kind: str, other_than: Tensor | None = None) -> Person[Track]:
-        """Anyone of this kind, if possible of another emotion."""
-        for _ in range(8):
+    def _moment(self, kind: str, start_s: float, other_than: Tensor | None = None) -> Moment:
+        """Anyone of this kind of whom something is known, and of another emotion."""
+        while True:
             person = self._anyone(kind)
             if other_than is None or float(person.emotion @ other_than) < 0.5:
-                break
-        return person
+                moment = lay(person, start_s, self.generator)
+                if any(map(len, moment.rows.values())):
+                    return moment
 
     def _anyone(self, kind: str) -> Person[Track]:
         draw = self.generator
