@@ -263,7 +263,6 @@ def test_a_face_is_seen_for_as_long_as_the_voice_is_heard(sources: Sources[Track
     assert moment.only(frozenset({"audio"})).rows.keys() == {"audio"}
 
 
-@pytest.mark.filterwarnings("ignore:Your `IterableDataset`")
 def test_the_stage_learns_and_lets_go(sources: Sources[Track], tmp_path: Path) -> None:
     recipe = CausalRecipe(model=CONFIG, mixture=MIXTURE, epochs=8, batch_size=16, lr=1e-2)
     generator = np.random.default_rng(3)

@@ -197,7 +197,7 @@ def _require_libraries() -> None:
 
 
 def _print_scores(scores: Scores) -> None:
-    width = max(map(len, scores))
+    width = max(map(len, scores), default=0)
     for name, found in scores.items():
         print(f"{name:<{width}}  " + "  ".join(f"{metric} {value:.3f}" for metric, value in found.items()))
 
