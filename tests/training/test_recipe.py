@@ -25,15 +25,26 @@ def _finish(runs: Path, *names: str) -> None:
 def test_finished_stages_are_kept(tmp_path: Path) -> None:
     assert to_train(tmp_path, []) == list(STAGES)
     _finish(tmp_path, "text", "voice")
-    assert to_train(tmp_path, []) == ["face", "fusion"]
+    assert to_train(tmp_path, []) == ["face", "fusion", "causal"]
     _finish(tmp_path, "face", "fusion")
+    assert to_train(tmp_path, []) == ["causal"]
+    _finish(tmp_path, "causal")
     assert to_train(tmp_path, []) == []
     assert to_train(tmp_path, ["fusion"]) == ["fusion"]
+    assert to_train(tmp_path, ["causal"]) == ["causal"]
 
 
-def test_the_fusion_follows_its_encoders(tmp_path: Path) -> None:
+def test_whole_weights_stand_for_finished_stages(tmp_path: Path) -> None:
+    kept = STAGES[:4]
+    assert to_train(tmp_path, [], kept) == ["causal"]
+    assert to_train(tmp_path, [], STAGES) == []
+    assert to_train(tmp_path, ["fusion"], STAGES) == ["fusion"]
+    assert to_train(tmp_path, ["face"], STAGES) == ["face", "fusion", "causal"]
+
+
+def test_the_fusions_follow_their_encoders(tmp_path: Path) -> None:
     _finish(tmp_path, *STAGES)
-    assert to_train(tmp_path, ["voice"]) == ["voice", "fusion"]
+    assert to_train(tmp_path, ["voice"]) == ["voice", "fusion", "causal"]
 
 
 class _Counting(Stage):

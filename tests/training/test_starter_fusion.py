@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from affectrt.affect import EMOTIONS, MODALITIES
 from affectrt.calibration import PRESENCE_KEYS, presence_key
@@ -22,7 +24,14 @@ from affectrt_training.recipes.starter.calibrate import (
     only,
     patterns,
 )
-from affectrt_training.recipes.starter.compose import VALENCE, Mixture, Sources, collate, compose
+from affectrt_training.recipes.starter.compose import (
+    VALENCE,
+    Mixture,
+    Sources,
+    cast,
+    collate,
+    sample_of,
+)
 from affectrt_training.recipes.starter.fusion import FusionRecipe, predict, score, train_fusion, worst_gain
 from affectrt_training.recipes.starter.weights import fill
 
@@ -32,7 +41,9 @@ CONFIG = GhrnnCmaConfig(
 DIMS = {"text": 8, "audio": 7, "vision": 9}
 
 
-def _items(modality: str, count: int, generator: np.random.Generator, rated: bool = False) -> list[Item]:
+def _items(
+    modality: str, count: int, generator: np.random.Generator, rated: bool = False
+) -> list[Item[Tensor]]:
     """Noisy rows with one feature per emotion; rated ones carry its sentiment instead of its name."""
     items = []
     for index in range(count):
@@ -46,7 +57,7 @@ def _items(modality: str, count: int, generator: np.random.Generator, rated: boo
 
 
 @pytest.fixture(scope="module")
-def sources() -> Sources:
+def sources() -> Sources[Tensor]:
     generator = np.random.default_rng(0)
     return Sources(
         named_text=_items("text", 70, generator),
@@ -62,20 +73,20 @@ def sources() -> Sources:
     )
 
 
-def test_composed_people_have_what_was_asked_for(sources: Sources) -> None:
+def test_composed_people_have_what_was_asked_for(sources: Sources[Tensor]) -> None:
     generator = np.random.default_rng(1)
     for present in patterns()[1:]:
         for emotion in range(7):
-            sample = compose(sources, emotion, present, generator)
+            sample = sample_of(cast(sources, emotion, present, generator), generator)
             assert frozenset(sample.rows) == present
             assert sample.emotion.argmax() == emotion
             assert all(rows.shape[1] == DIMS[m] for m, rows in sample.rows.items())
 
 
-def test_rated_sentences_match_the_emotions_valence(sources: Sources) -> None:
+def test_rated_sentences_match_the_emotions_valence(sources: Sources[Tensor]) -> None:
     generator = np.random.default_rng(2)
     joy = EMOTIONS.index("joy")
-    people = [compose(sources, joy, frozenset(MODALITIES), generator, rated=1.0) for _ in range(20)]
+    people = [cast(sources, joy, frozenset(MODALITIES), generator, rated=1.0) for _ in range(20)]
     assert all(1.0 <= person.sentiment <= 3.0 for person in people)
 
 
@@ -85,8 +96,8 @@ def test_collate_marks_absent_modalities_with_length_zero() -> None:
     assert [tuple(batch[m].shape) for m in MODALITIES] == [(1, 1, 8), (1, 3, 7), (1, 1, 9)]
 
 
-def test_fusion_learns_and_agreeing_modalities_help(sources: Sources, tmp_path: Path) -> None:
-    people = composed(sources, rated=0.0, seed=3)
+def test_fusion_learns_and_agreeing_modalities_help(sources: Sources[Tensor], tmp_path: Path) -> None:
+    people = composed(sources, sample_of, rated=0.0, seed=3)
     recipe = FusionRecipe(
         model=CONFIG,
         mixture=Mixture(mosi=30, sst=30, named_text=100, voices=100, faces=100, clips=10, composed=400),
@@ -108,7 +119,7 @@ def test_fusion_learns_and_agreeing_modalities_help(sources: Sources, tmp_path: 
         accuracy["text+audio+vision"] >= max(accuracy["text"], accuracy["audio"], accuracy["vision"]) - 0.02
     )
 
-    calibration = calibrate(model, sources, named={}, rated={}, seed=0)
+    calibration = calibrate(partial(predict, model), sources, sample_of, named={}, rated={}, seed=0)
     assert set(calibration["temperature"]) == set(calibration["interval_half_width"]) == set(PRESENCE_KEYS)  # type: ignore[call-overload]
 
 
@@ -151,12 +162,14 @@ def test_worst_gain_is_over_the_best_alone() -> None:
     assert worst_gain(accuracy) == 0.0
 
 
-def test_misleading_people_still_carry_their_label(sources: Sources) -> None:
+def test_misleading_people_still_carry_their_label(sources: Sources[Tensor]) -> None:
     generator = np.random.default_rng(4)
     joy = EMOTIONS.index("joy")
     everything = frozenset(MODALITIES)
     always = dict.fromkeys(MODALITIES, 1.0)
-    people = [compose(sources, joy, everything, generator, misleading=always) for _ in range(40)]
+    people = [
+        sample_of(cast(sources, joy, everything, generator, misleading=always), generator) for _ in range(40)
+    ]
     assert all(person.emotion.argmax() == joy for person in people)
     # The features show the emotion that was drawn: mostly not joy.
     shown = [int(person.rows["audio"].float().mean(0).argmax()) for person in people]

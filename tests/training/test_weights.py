@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +15,14 @@ from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
 from affectrt_training.encoders.text import LoraSettings, TextEncoder, TextSettings
 from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
+from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter.weights import COMMITTED, load_starter, read_parts, save_weights
 
 LORA = LoraSettings(rank=2)
 VOICE = VoiceEncoderConfig(channels=(4, 4, 4), dim=6)
 FACE = FaceEncoderConfig(stem=4, widths=(48, 48, 48), dim=5)
 FUSION = GhrnnCmaConfig(audio_dim=6, vision_dim=5, model_dim=8, heads=2, hidden_dim=8, fused_dim=8)
+CAUSAL = replace(FUSION, causal=True, window_s=4.0)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +37,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "voice": VoiceEncoder(VOICE).state_dict(),
         "face": FaceEncoder(FACE).state_dict(),
         "fusion": GhrnnCma(FUSION).state_dict(),
+        "causal": CausalGhrnnCma(CAUSAL).state_dict(),
     }
     meta = {
         "config": asdict(FUSION),
         "lora": asdict(LORA),
         "voice_encoder": asdict(VOICE),
         "face_encoder": asdict(FACE),
+        "causal": {"config": asdict(CAUSAL)},
     }
     save_weights(parts, meta, path)
     return path
@@ -53,7 +57,7 @@ def test_round_trip(saved: Path) -> None:
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point():
                 torch.testing.assert_close(tensor, written[part][name], atol=0, rtol=0)
-    assert not any(m.training for m in (starter.text_encoder, starter.fusion))
+    assert not any(m.training for m in (starter.text_encoder, starter.fusion, starter.causal))
     assert starter.meta["model_card"] == ""
 
 
@@ -81,6 +85,16 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AffectError) as caught:
         load_starter(path)
     assert caught.value.code == "weights.invalid"
+
+
+def test_weights_of_before_there_was_a_causal_model_say_how_to_add_one(saved: Path, tmp_path: Path) -> None:
+    tensors = {name: t for name, t in load_file(saved).items() if not name.startswith("causal.")}
+    path = tmp_path / "older.safetensors"
+    save_file(tensors, path)
+    path.with_suffix(".json").write_text(saved.with_suffix(".json").read_text())
+    with pytest.raises(AffectError, match="--keep") as caught:
+        load_starter(path)
+    assert caught.value.code == "weights.no_causal"
 
 
 @pytest.mark.parametrize("damage", ["missing", "foreign", "misshapen"])

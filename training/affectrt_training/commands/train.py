@@ -37,7 +37,7 @@ def _starter(args: argparse.Namespace, data: Path) -> None:
     runs = args.runs or RUNS / "starter"
     weights = args.output or RUNS / "starter" / "starter.safetensors"
     recipe = StarterRecipe(seed=args.seed or 0)
-    _print_scores(train_starter(data, runs, weights, recipe, restart=args.restart))
+    _print_scores(train_starter(data, runs, weights, recipe, restart=args.restart, keep=args.keep))
     print(f"weights: {weights}")
     print(f"next: affectrt export starter --weights {weights} --data {data} --record-gate -o starter.affect")
 
@@ -52,7 +52,7 @@ def _mosi_text(args: argparse.Namespace, data: Path) -> None:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "starter": Recipe("the three encoders and the fusion model of starter.affect", _starter),
+    "starter": Recipe("the three encoders and the two fusion models of starter.affect", _starter),
     "mosi-text": Recipe("CMU-MOSI's sentiment from words alone", _mosi_text),
 }
 
@@ -99,6 +99,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STAGE",
         help=f"train these stages again: {', '.join(STAGES)}",
     )
+    starter.add_argument(
+        "--keep",
+        type=Path,
+        metavar="WEIGHTS",
+        help="weights.safetensors of an earlier run, or the shipped ones: every stage that they hold is "
+        "taken from them, unless --restart names it",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -128,8 +135,8 @@ def _train_recipe(args: argparse.Namespace) -> None:
 
 
 def _train_system(args: argparse.Namespace) -> None:
-    if args.restart or args.runs:
-        raise AffectError("cli.usage", "--restart and --runs go with --recipe starter")
+    if args.restart or args.runs or args.keep:
+        raise AffectError("cli.usage", "--restart, --runs and --keep go with --recipe starter")
     from affectrt_training.config import build, read_settings
 
     settings = read_settings(args.config, args.set)
@@ -190,7 +197,7 @@ def _require_libraries() -> None:
 
 
 def _print_scores(scores: Scores) -> None:
-    width = max(map(len, scores))
+    width = max(map(len, scores), default=0)
     for name, found in scores.items():
         print(f"{name:<{width}}  " + "  ".join(f"{metric} {value:.3f}" for metric, value in found.items()))
 
@@ -211,7 +218,8 @@ examples:
   affectrt train ghrnn-cma --data mosi.pkl
   affectrt train mulg --data pom.npz --label-range 1 7 --set training.lr=3e-4 model.layers=1 -o runs/small
   affectrt train mulg --data pom.npz --label-range 1 7 --resume          # after a power cut
-  affectrt train --recipe starter --data ~/affect-data  # an hour or two on two cores; resumes by itself
-  affectrt train --recipe starter --restart fusion      # only the last stage again
+  affectrt train --recipe starter --data ~/affect-data  # two hours or so on two cores; resumes by itself
+  affectrt train --recipe starter --restart fusion      # only that stage again
+  affectrt train --recipe starter --keep old.safetensors --restart causal -o new.safetensors
 """,
 )

@@ -8,6 +8,7 @@ for text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -42,12 +43,16 @@ class Encoders:
     tokenizer: Tokenizer
 
 
+V = TypeVar("V")
+"""What an item's version is: rows (T, D) float16, or a :class:`~.tracks.Track` of rows with times."""
+
+
 @dataclass(frozen=True)
-class Item:
+class Item(Generic[V]):
     """One sample of one modality, with the labels it has."""
 
-    versions: list[Tensor]
-    """Feature rows (T, D) float16, one per augmented version; validation items have one version."""
+    versions: list[V]
+    """Its features, one per augmented version; validation items have one version."""
     emotion: Tensor
     """(7,) probabilities; all zero: no emotion label."""
     sentiment: float
@@ -67,18 +72,47 @@ class Sample:
     sentiment: float
     """NaN: no label."""
 
+    def only(self, present: frozenset[Modality]) -> Sample:
+        """The same person with fewer modalities."""
+        rows = {m: rows for m, rows in self.rows.items() if m in present}
+        return Sample(rows, self.emotion, self.sentiment)
 
-def _one_hot(emotion: int | None) -> Tensor:
+
+class Labelled(Protocol):
+    """A person with labels, as a fusion model sees them."""
+
+    @property
+    def emotion(self) -> Tensor:
+        """(7,) probabilities; all zero: no label."""
+
+    @property
+    def sentiment(self) -> float:
+        """NaN: no label."""
+
+    def only(self: S, present: frozenset[Modality]) -> S:
+        """The same person with fewer modalities."""
+
+
+S = TypeVar("S", bound=Labelled)
+
+
+def one_hot(emotion: int | None) -> Tensor:
+    """(7,) probabilities of a label; all zero: none."""
     vector = torch.zeros(len(EMOTIONS))
     if emotion is not None:
         vector[emotion] = 1.0
     return vector
 
 
+def rating(sentence: Sentence) -> float:
+    """Its sentiment; NaN: none."""
+    return float("nan") if sentence.sentiment is None else sentence.sentiment
+
+
 @torch.no_grad()
 def text_items(
     encoders: Encoders, sentences: list[Sentence], corpus: str, versions: int, batch_size: int = 64
-) -> list[Item]:
+) -> list[Item[Tensor]]:
     """Token states of sentences. More than one version: all but the first with dropout on."""
     ids = [torch.from_numpy(encoders.tokenizer.encode(words_of(s.text, 0.0)).ids) for s in sentences]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -94,16 +128,13 @@ def text_items(
             for row, index in enumerate(chosen):
                 states[index].append(out[row, : lengths[row]].clone())
     encoders.text.eval()
-    return [
-        Item(s, _one_hot(x.emotion), float("nan") if x.sentiment is None else x.sentiment, corpus)
-        for s, x in zip(states, sentences, strict=True)
-    ]
+    return [Item(s, one_hot(x.emotion), rating(x), corpus) for s, x in zip(states, sentences, strict=True)]
 
 
 @torch.no_grad()
 def voice_items(
     encoders: Encoders, recordings: list[Recording], versions: int, generator: np.random.Generator
-) -> list[Item]:
+) -> list[Item[Tensor]]:
     """Voice states of recordings; one version: the whole recording as it is, else augmented crops of it."""
     items = []
     for recording in track(recordings, "hearing voices"):
@@ -113,7 +144,7 @@ def voice_items(
             sped = spectrogram(recording.path, SPEEDS[generator.integers(len(SPEEDS))])
             crop = crop_rows(sped, int(generator.integers(*WINDOW_ROWS)), generator)
             states.append(encode_voice(encoders, augment_voice(crop, generator)))
-        items.append(Item(states, _one_hot(recording.emotion), float("nan"), recording.corpus))
+        items.append(Item(states, one_hot(recording.emotion), float("nan"), recording.corpus))
     return items
 
 
@@ -125,18 +156,20 @@ def encode_voice(encoders: Encoders, log_mel: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def encode_faces(encoders: Encoders, images: np.ndarray, *, augment: bool, batch_size: int = 256) -> Tensor:
-    """Crops (N, 48, 48) uint8 → states (N, D) float16."""
+def encode_faces(encoders: Encoders, images: np.ndarray, *, augment: bool, batch_size: int = 64) -> Tensor:
+    """Crops (N, 48, 48) uint8 → states (N, D) float16; augmented ones at half the precision."""
     states = []
     for start in track(range(0, len(images), batch_size), "looking at faces", disable=len(images) < 10_000):
         faces = torch.from_numpy(images[start : start + batch_size]).float() / 255.0
-        states.append(encoders.face(augment_faces(faces) if augment else faces).half())
-    return torch.cat(states)
+        faces = augment_faces(faces) if augment else faces
+        with torch.autocast("cpu", torch.bfloat16, enabled=augment):
+            states.append(encoders.face(faces))
+    return torch.cat(states).half()
 
 
 def face_items(
     encoders: Encoders, images: np.ndarray, votes: np.ndarray, versions: int, corpus: str = "ferplus"
-) -> list[Item]:
+) -> list[Item[Tensor]]:
     """Face states (1, D) of crops (N, 48, 48) with votes (N, 7); more than one version: augmented ones."""
     passes = [encode_faces(encoders, images, augment=versions > 1) for _ in range(versions)]
     return [
@@ -166,5 +199,5 @@ def clip_samples(
             if faces:
                 crops = np.stack(faces)
                 present["vision"] = encode_faces(encoders, crops, augment=versions > 1).float()
-            samples.append(Sample(present, _one_hot(clip.emotion), float("nan")))
+            samples.append(Sample(present, one_hot(clip.emotion), float("nan")))
     return samples

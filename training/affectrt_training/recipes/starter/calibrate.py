@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -12,10 +12,9 @@ from torch import Tensor
 
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.calibration import presence_key
-from affectrt_training.models.ghrnn_cma import GhrnnCma
-from affectrt_training.recipes.starter.banks import Sample
-from affectrt_training.recipes.starter.compose import MISLEADING, Sources, compose
-from affectrt_training.recipes.starter.fusion import predict
+from affectrt_training.recipes.starter.banks import S, V
+from affectrt_training.recipes.starter.compose import MISLEADING, Person, Sources, cast
+from affectrt_training.recipes.starter.fusion import Predictions
 
 COVERAGE = 0.9
 """Share of truths that intervals are made to hold."""
@@ -30,24 +29,29 @@ def patterns() -> list[frozenset[Modality]]:
 
 
 def composed(
-    sources: Sources, *, rated: float, seed: int, misleading: Mapping[Modality, float] | None = None
-) -> list[Sample]:
-    """People with all three modalities, as many of each emotion; the same for the same seed."""
+    sources: Sources[V],
+    see: Callable[[Person[V], np.random.Generator], S],
+    *,
+    rated: float,
+    seed: int,
+    misleading: Mapping[Modality, float] | None = None,
+) -> list[S]:
+    """People with all three modalities, as many of each emotion; the same for the same seed.
+
+    ``see`` makes of a person what the model sees.
+    """
     generator = np.random.default_rng(seed)
     everything = frozenset(MODALITIES)
     return [
-        compose(sources, emotion, everything, generator, rated=rated, misleading=misleading)
+        see(cast(sources, emotion, everything, generator, rated=rated, misleading=misleading), generator)
         for emotion in range(len(EMOTIONS))
         for _ in range(PER_EMOTION)
     ]
 
 
-def only(samples: list[Sample], present: frozenset[Modality]) -> list[Sample]:
+def only(samples: list[S], present: frozenset[Modality]) -> list[S]:
     """The same people with fewer modalities."""
-    return [
-        Sample({m: rows for m, rows in s.rows.items() if m in present}, s.emotion, s.sentiment)
-        for s in samples
-    ]
+    return [sample.only(present) for sample in samples]
 
 
 def fit_temperature(logits: Tensor, truth: Tensor) -> float:
@@ -68,32 +72,35 @@ def half_width(truth: Tensor, prediction: Tensor, coverage: float = COVERAGE) ->
 
 
 def calibrate(
-    model: GhrnnCma,
-    sources: Sources,
-    named: dict[frozenset[Modality], list[Sample]],
-    rated: dict[frozenset[Modality], list[Sample]],
+    predict: Callable[[list[S]], Predictions],
+    sources: Sources[V],
+    see: Callable[[Person[V], np.random.Generator], S],
+    named: dict[frozenset[Modality], list[S]],
+    rated: dict[frozenset[Modality], list[S]],
     seed: int,
 ) -> dict[str, object]:
     """The manifest's "calibration" of a trained model, from validation data.
 
-    ``named`` and ``rated`` hold real samples with emotion and with sentiment for patterns that have some. For
+    ``predict`` asks the model, ``see`` makes of a person what it sees. ``named`` and ``rated`` hold real
+    samples with emotion and with sentiment for patterns that have some. For
     other patterns confidence comes from composed people, whose modalities contradict each other as often as
     in training: real people do, so agreement must not make the model surer than that. Sentiment was only
     ever rated for words. Composed people can't show that a face or a voice narrows the interval, so it is
     never narrower than that of the words alone, or without words that of knowing nothing.
     """
-    mixed = composed(sources, rated=0.0, seed=seed, misleading=MISLEADING)
-    by_valence = [s for s in composed(sources, rated=1.0, seed=seed + 1) if not math.isnan(s.sentiment)]
+    mixed = composed(sources, see, rated=0.0, seed=seed, misleading=MISLEADING)
+    valued = composed(sources, see, rated=1.0, seed=seed + 1)
+    by_valence = [sample for sample in valued if not math.isnan(sample.sentiment)]
     temperature: dict[str, float] = {}
     widths: dict[str, float] = {}
     for present in patterns():
         samples = named.get(present) or only(mixed, present)
         truth = torch.stack([s.emotion for s in samples]).argmax(-1)
-        temperature[presence_key(present)] = fit_temperature(predict(model, samples).logits, truth)
+        temperature[presence_key(present)] = fit_temperature(predict(samples).logits, truth)
         samples = rated.get(present) or only(by_valence, present)
         sentiment = torch.tensor([s.sentiment for s in samples])
         known = presence_key(present & {"text"})
         widths[presence_key(present)] = max(
-            half_width(sentiment, predict(model, samples).sentiment), widths.get(known, 0.0)
+            half_width(sentiment, predict(samples).sentiment), widths.get(known, 0.0)
         )
     return {"coverage": COVERAGE, "temperature": temperature, "interval_half_width": widths}

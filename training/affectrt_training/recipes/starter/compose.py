@@ -8,8 +8,9 @@ emotion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
-from affectrt_training.recipes.starter.banks import Item, Sample
+from affectrt_training.recipes.starter.banks import Item, Sample, V
 
 NEUTRAL = EMOTIONS.index("neutral")
 
@@ -55,19 +56,19 @@ FACE_ROWS = (5, 41)
 
 
 @dataclass(frozen=True)
-class Sources:
+class Sources(Generic[V]):
     """Items by modality, with those of each emotion at hand."""
 
-    named_text: list[Item]
+    named_text: list[Item[V]]
     """Sentences with an emotion (MELD)."""
-    rated_text: list[Item]
+    rated_text: list[Item[V]]
     """Sentences with a sentiment (MOSI, SST-5)."""
-    voices: list[Item]
-    faces: list[Item]
-    pools: dict[tuple[str, int], list[Item]] = field(init=False)
+    voices: list[Item[V]]
+    faces: list[Item[V]]
+    pools: dict[tuple[str, int], list[Item[V]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        pools: dict[tuple[str, int], list[Item]] = {}
+        pools: dict[tuple[str, int], list[Item[V]]] = {}
         for name, items in (("text", self.named_text), ("audio", self.voices), ("vision", self.faces)):
             for emotion in range(len(EMOTIONS)):
                 pools[name, emotion] = [item for item in items if float(item.emotion[emotion]) >= 0.5]
@@ -76,33 +77,45 @@ class Sources:
             pools["rated", emotion] = [item for item in self.rated_text if low <= item.sentiment <= high]
         object.__setattr__(self, "pools", pools)
 
-    def draw(self, pool: str, emotion: int, generator: np.random.Generator) -> Item:
+    def draw(self, pool: str, emotion: int, generator: np.random.Generator) -> Item[V]:
         """Any item of a pool that shows this emotion."""
         items = self.pools[pool, emotion]
         return items[generator.integers(len(items))]
 
 
-def pick(item: Item, generator: np.random.Generator) -> Tensor:
-    """One version of an item's rows, as float32."""
-    return item.versions[generator.integers(len(item.versions))].float()
+@dataclass(frozen=True)
+class Person(Generic[V]):
+    """Someone at one moment, of whose items versions are still to be picked."""
+
+    shown: dict[Modality, list[Item[V]]]
+    """What each present modality shows: one item, of a composed face one to three stills."""
+    emotion: Tensor
+    """(7,) probabilities; all zero: no label."""
+    sentiment: float
+    """NaN: no label."""
 
 
-def face_rows(items: Sequence[Item], generator: np.random.Generator) -> Tensor:
-    """A face over time: (T, D) rows drawn from the versions of one to three stills."""
+def pick(item: Item[V], generator: np.random.Generator) -> V:
+    """One version of an item."""
+    return item.versions[generator.integers(len(item.versions))]
+
+
+def face_rows(items: Sequence[Item[Tensor]], generator: np.random.Generator) -> Tensor:
+    """A face over time: (T, D) float32 rows drawn from the versions of one to three stills."""
     count = int(generator.integers(*FACE_ROWS))
     shown = [items[i] for i in np.sort(generator.integers(0, len(items), count))]
-    return torch.cat([pick(item, generator) for item in shown])
+    return torch.cat([pick(item, generator) for item in shown]).float()
 
 
-def compose(
-    sources: Sources,
+def cast(
+    sources: Sources[V],
     emotion: int,
     present: frozenset[Modality],
     generator: np.random.Generator,
     *,
     rated: float = 0.5,
     misleading: Mapping[Modality, float] | None = None,
-) -> Sample:
+) -> Person[V]:
     """A person of one emotion with the given modalities.
 
     ``rated``: share of sentences taken for their valence instead of their emotion, where other modalities
@@ -115,23 +128,32 @@ def compose(
                 # Half of the time merely neutral, as people who speak with feeling often look or sound.
                 others = [NEUTRAL, int(generator.integers(len(EMOTIONS)))]
                 shown[modality] = others[generator.integers(2)]
-    rows: dict[Modality, Tensor] = {}
+    items: dict[Modality, list[Item[V]]] = {}
     sentiment = float("nan")
     if "text" in present:
         said = shown["text"]
         by_valence = len(present) > 1 and sources.pools["rated", said] and generator.random() < rated
-        item = sources.draw("rated" if by_valence else "text", said, generator)
-        rows["text"] = pick(item, generator)
-        sentiment = item.sentiment
+        items["text"] = [sources.draw("rated" if by_valence else "text", said, generator)]
+        sentiment = items["text"][0].sentiment
     elif sources.pools["rated", emotion]:
         # The sentiment of words that could have been said: what face and voice can tell of it.
         sentiment = sources.draw("rated", emotion, generator).sentiment
     if "audio" in present:
-        rows["audio"] = pick(sources.draw("audio", shown["audio"], generator), generator)
+        items["audio"] = [sources.draw("audio", shown["audio"], generator)]
     if "vision" in present:
-        stills = [sources.draw("vision", shown["vision"], generator) for _ in range(generator.integers(1, 4))]
-        rows["vision"] = face_rows(stills, generator)
-    return Sample(rows, torch.eye(len(EMOTIONS))[emotion], sentiment)
+        stills = range(generator.integers(1, 4))
+        items["vision"] = [sources.draw("vision", shown["vision"], generator) for _ in stills]
+    return Person(items, torch.eye(len(EMOTIONS))[emotion], sentiment)
+
+
+def sample_of(person: Person[Tensor], generator: np.random.Generator) -> Sample:
+    """A composed person's features, as a device has them of the last seconds."""
+    rows: dict[Modality, Tensor] = {
+        m: pick(items[0], generator).float() for m, items in person.shown.items() if m != "vision"
+    }
+    if "vision" in person.shown:
+        rows["vision"] = face_rows(person.shown["vision"], generator)
+    return Sample(rows, person.emotion, person.sentiment)
 
 
 @dataclass(frozen=True)
@@ -147,12 +169,11 @@ class Mixture:
     composed: int = 12000
 
 
-class FusionSamples(Dataset[Sample]):
-    """An epoch of the mixture; every access draws anew."""
+class People(Generic[V]):
+    """Draws persons of every kind of the mixture but acted clips."""
 
-    def __init__(self, sources: Sources, clips: list[Sample], mixture: Mixture, seed: int) -> None:
-        self.sources, self.clips = sources, clips
-        self.kinds = [kind for kind, count in vars(mixture).items() for _ in range(count)]
+    def __init__(self, sources: Sources[V]) -> None:
+        self.sources = sources
         self.mosi = [item for item in sources.rated_text if item.corpus == "mosi"]
         self.sst = [item for item in sources.rated_text if item.corpus == "sst"]
         # The square root of how often people show it: rare emotions are learned, common ones stay common.
@@ -160,6 +181,38 @@ class FusionSamples(Dataset[Sample]):
         self.prior = np.sqrt(counts) / np.sqrt(counts).sum()
         self.patterns = list(PATTERNS)
         self.pattern_weights = np.array(list(PATTERNS.values())) / sum(PATTERNS.values())
+
+    def draw(self, kind: str, generator: np.random.Generator) -> Person[V]:
+        """Anyone of this kind."""
+        if kind == "composed":
+            emotion = int(generator.choice(len(EMOTIONS), p=self.prior))
+            present = self.patterns[generator.choice(len(self.patterns), p=self.pattern_weights)]
+            return cast(self.sources, emotion, present, generator, misleading=MISLEADING)
+        items, modality = {
+            "mosi": (self.mosi, MODALITIES[0]),
+            "sst": (self.sst, MODALITIES[0]),
+            "named_text": (self.sources.named_text, MODALITIES[0]),
+            "voices": (self.sources.voices, MODALITIES[1]),
+            "faces": (self.sources.faces, MODALITIES[2]),
+        }[kind]
+        item = items[generator.integers(len(items))]
+        return Person({modality: [item]}, item.emotion, item.sentiment)
+
+
+def some_of(present: Iterable[Modality], generator: np.random.Generator) -> frozenset[Modality]:
+    """The modalities of a clip to train on: now and then one of several goes."""
+    kept = sorted(present)
+    if len(kept) > 1 and generator.random() < 0.4:
+        del kept[generator.integers(len(kept))]
+    return frozenset(kept)
+
+
+class FusionSamples(Dataset[Sample]):
+    """An epoch of the mixture; every access draws anew."""
+
+    def __init__(self, sources: Sources[Tensor], clips: list[Sample], mixture: Mixture, seed: int) -> None:
+        self.people, self.clips = People(sources), clips
+        self.kinds = [kind for kind, count in vars(mixture).items() for _ in range(count)]
         self.generator = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -168,31 +221,17 @@ class FusionSamples(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         draw = self.generator
         kind = self.kinds[index]
-        if kind == "composed":
-            emotion = int(draw.choice(len(EMOTIONS), p=self.prior))
-            present = self.patterns[draw.choice(len(self.patterns), p=self.pattern_weights)]
-            return compose(self.sources, emotion, present, draw, misleading=MISLEADING)
         if kind == "clips":
-            return self._clip(draw)
-        items, modality = {
-            "mosi": (self.mosi, MODALITIES[0]),
-            "sst": (self.sst, MODALITIES[0]),
-            "named_text": (self.sources.named_text, MODALITIES[0]),
-            "voices": (self.sources.voices, MODALITIES[1]),
-            "faces": (self.sources.faces, MODALITIES[2]),
-        }[kind]
-        item = items[draw.integers(len(items))]
-        rows = pick(item, draw)
+            clip = self.clips[draw.integers(len(self.clips))]
+            return clip.only(some_of(clip.rows, draw))
+        person = self.people.draw(kind, draw)
+        if kind == "composed":
+            return sample_of(person, draw)
+        [(modality, [item])] = person.shown.items()
+        rows = pick(item, draw).float()
         if modality == "vision" and draw.random() < 0.5:
             rows = face_rows([item], draw)
         return Sample({modality: rows}, item.emotion, item.sentiment)
-
-    def _clip(self, draw: np.random.Generator) -> Sample:
-        clip = self.clips[draw.integers(len(self.clips))]
-        rows = dict(clip.rows)
-        if len(rows) > 1 and draw.random() < 0.4:
-            del rows[sorted(rows)[draw.integers(len(rows))]]
-        return Sample(rows, clip.emotion, clip.sentiment)
 
 
 def collate(samples: Sequence[Sample], dims: dict[Modality, int]) -> dict[str, Tensor]:

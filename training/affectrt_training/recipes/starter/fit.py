@@ -92,6 +92,8 @@ def fit(
     with warnings.catch_warnings():
         # Sets this small load faster in the main process than in workers, on two cores.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # Of the causal stage's batches, which one process draws.
+        warnings.filterwarnings("ignore", message=".*IterableDataset.*")
         # Between the libraries themselves: nothing that a user of ours could mend.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")

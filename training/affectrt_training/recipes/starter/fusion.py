@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import lightning
 import numpy as np
@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt_training.losses import masked_l1
 from affectrt_training.metrics import emotion_metrics, sentiment_metrics
-from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
-from affectrt_training.recipes.starter.banks import Sample
+from affectrt_training.models.ghrnn_cma import Fusion, GhrnnCma, GhrnnCmaConfig
+from affectrt_training.recipes.starter.banks import Labelled, S, Sample
 from affectrt_training.recipes.starter.compose import FusionSamples, Mixture, Sources, collate
 from affectrt_training.recipes.starter.fit import SCORE, Stage, fit, warmup_cosine
 
@@ -88,7 +88,7 @@ def dims(config: GhrnnCmaConfig) -> dict[Modality, int]:
     return {"text": config.text_dim, "audio": config.audio_dim, "vision": config.vision_dim}
 
 
-def score(samples: list[Sample], predictions: Predictions) -> dict[str, float]:
+def score(samples: Sequence[Labelled], predictions: Predictions) -> dict[str, float]:
     """Metrics of whatever labels the samples have."""
     found: dict[str, float] = {}
     truth = np.array([s.sentiment for s in samples])
@@ -134,24 +134,24 @@ def worst_gain(accuracy: Mapping[str, float]) -> float:
     return min(gains, default=0.0)
 
 
-class FusionStage(Stage):
-    """The fusion model with its two losses, validated on named sets."""
+class ScoredStage(Stage, Generic[S]):
+    """A fusion model that is validated on named sets of people."""
 
-    def __init__(self, recipe: FusionRecipe, valid: Mapping[str, list[Sample]], total_steps: int) -> None:
+    model: Fusion
+
+    def __init__(
+        self,
+        valid: Mapping[str, list[S]],
+        selected_by: Mapping[str, tuple[str, float]],
+        lr: float,
+        total_steps: int,
+    ) -> None:
         super().__init__()
-        self.recipe, self.valid, self.total_steps = recipe, valid, total_steps
-        self.model = GhrnnCma(recipe.model)
+        self.valid, self.selected_by, self.lr, self.total_steps = valid, selected_by, lr, total_steps
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        sentiment, logits = self.model(**inputs(batch))
-        labels = batch["emotion"]
-        named = labels.sum(-1) > 0
-        smooth = self.recipe.label_smoothing
-        target = labels * (1 - smooth) + named[:, None] * smooth / len(EMOTIONS)
-        cross_entropy = -(target * logits.log_softmax(-1)).sum() / named.sum().clamp(min=1)
-        loss: Tensor = masked_l1(sentiment, batch["sentiment"]) + self.recipe.emotion_weight * cross_entropy
-        self.log("train_loss", loss)
-        return loss
+    def predict(self, people: list[S]) -> Predictions:
+        """What the model says of them."""
+        raise NotImplementedError
 
     def validation_step(self, _: Any, __: int) -> None:
         """The sets are scored whole at the end of the epoch."""
@@ -159,11 +159,11 @@ class FusionStage(Stage):
     def on_validation_epoch_end(self) -> None:
         total = 0.0
         composed: dict[str, float] = {}
-        for name, samples in self.valid.items():
-            found = score(samples, predict(self.model, samples))
+        for name, people in self.valid.items():
+            found = score(people, self.predict(people))
             for metric, value in found.items():
                 self.log(f"valid {name} {metric}", value)
-            metric, weight = SELECTED_BY.get(name, ("", 0.0))
+            metric, weight = self.selected_by.get(name, ("", 0.0))
             total += weight * found.get(metric, 0.0)
             if name.startswith("composed "):
                 composed[name] = found["accuracy"]
@@ -171,7 +171,7 @@ class FusionStage(Stage):
 
     def configure_optimizers(self) -> Any:
         return warmup_cosine(
-            [{"params": list(self.parameters()), "lr": self.recipe.lr}], self.total_steps, weight_decay=0.02
+            [{"params": list(self.parameters()), "lr": self.lr}], self.total_steps, weight_decay=0.02
         )
 
     def weights(self) -> dict[str, Tensor]:
@@ -179,8 +179,37 @@ class FusionStage(Stage):
         return self.model.state_dict()
 
 
+class FusionStage(ScoredStage[Sample]):
+    """The fusion model with its two losses."""
+
+    model: GhrnnCma
+
+    def __init__(self, recipe: FusionRecipe, valid: Mapping[str, list[Sample]], total_steps: int) -> None:
+        super().__init__(valid, SELECTED_BY, recipe.lr, total_steps)
+        self.recipe = recipe
+        self.model = GhrnnCma(recipe.model)
+
+    def predict(self, people: list[Sample]) -> Predictions:
+        return predict(self.model, people)
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        sentiment, logits = self.model(**inputs(batch))
+        labels = batch["emotion"]
+        target = smoothed(labels, self.recipe.label_smoothing)
+        cross_entropy = -(target * logits.log_softmax(-1)).sum() / (labels.sum(-1) > 0).sum().clamp(min=1)
+        loss: Tensor = masked_l1(sentiment, batch["sentiment"]) + self.recipe.emotion_weight * cross_entropy
+        self.log("train_loss", loss)
+        return loss
+
+
+def smoothed(labels: Tensor, share: float) -> Tensor:
+    """Labels (…, 7) of which a share goes to all seven alike; those of zeros stay so."""
+    named = (labels.sum(-1, keepdim=True) > 0).to(labels.dtype)
+    return labels * (1 - share) + named * share / len(EMOTIONS)
+
+
 def train_fusion(
-    sources: Sources,
+    sources: Sources[Tensor],
     clips: list[Sample],
     valid: Mapping[str, list[Sample]],
     folder: Path,

@@ -28,7 +28,8 @@ from affectrt_training.data import text as corpora
 from affectrt_training.data.clips import acted_clips
 from affectrt_training.data.faces import ferplus
 from affectrt_training.data.voice import acted_speech
-from affectrt_training.recipes.starter.weights import COMMITTED, write_meta
+from affectrt_training.recipes.starter.card import FIGURES, put_table, write_card
+from affectrt_training.recipes.starter.weights import CARD, COMMITTED, write_meta
 
 PEOPLE_PER_EMOTION = 60
 """Composed people of each emotion in the agreement test."""
@@ -53,9 +54,6 @@ TITLES = {
     "ferplus": "FER+ valid, face",
     "av_clips": "acted clips actors 08 and 09 (neutral, sad, happy), voice and face",
 }
-
-TABLE = ("<!-- figures -->", "<!-- /figures -->")
-"""The model card's table stands between these."""
 
 
 @dataclass(frozen=True)
@@ -199,12 +197,9 @@ def main() -> None:
     found = measure(args.bundle, args.data, args.manifests)
     meta = json.loads(args.weights.with_suffix(".json").read_text(encoding="utf-8"))
     write_meta({**meta, "metrics": metrics_of(found)}, args.weights)
-    card = args.weights.with_name("MODEL_CARD.md")
-    if not card.is_file():
-        card.write_text(COMMITTED.with_name(card.name).read_text(encoding="utf-8"), encoding="utf-8")
-    before, rest = card.read_text(encoding="utf-8").split(TABLE[0])
-    after = rest.split(TABLE[1])[1]
-    card.write_text(f"{before}{TABLE[0]}\n{table(found)}\n{TABLE[1]}{after}", encoding="utf-8")
+    card = args.weights.with_name(CARD)
+    text = (card if card.is_file() else COMMITTED.with_name(CARD)).read_text(encoding="utf-8")
+    write_card(args.weights, put_table(text, FIGURES, table(found)))
     print(table(found))
 
 

@@ -1,13 +1,15 @@
-"""The starter recipe from data to weights: text, voice, face, then their fusion."""
+"""The starter recipe from data to weights: text, voice, face, then their fusion in windows and in ticks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,24 +27,33 @@ from affectrt_training.encoders.face import FaceEncoder
 from affectrt_training.encoders.text import TextEncoder, TextSettings, minilm_folder
 from affectrt_training.encoders.voice import VoiceEncoder
 from affectrt_training.models.ghrnn_cma import GhrnnCma
-from affectrt_training.recipes.starter import STAGES
-from affectrt_training.recipes.starter.banks import (
-    Encoders,
-    Item,
-    Sample,
-    clip_samples,
-    face_items,
-    text_items,
-    voice_items,
-)
+from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
+from affectrt_training.recipes.starter import FUSIONS, STAGES
+from affectrt_training.recipes.starter.banks import Encoders, Item, Sample, clip_samples
 from affectrt_training.recipes.starter.calibrate import calibrate, composed, only, patterns
-from affectrt_training.recipes.starter.compose import Sources
+from affectrt_training.recipes.starter.card import write_card
+from affectrt_training.recipes.starter.causal import (
+    CausalRecipe,
+    describe,
+    train_causal,
+    validation_moments,
+)
+from affectrt_training.recipes.starter.compose import Sources, sample_of
 from affectrt_training.recipes.starter.face import FaceRecipe, train_face
 from affectrt_training.recipes.starter.fit import best_weights
 from affectrt_training.recipes.starter.fusion import FusionRecipe, predict, score, train_fusion
+from affectrt_training.recipes.starter.moments import Moment
+from affectrt_training.recipes.starter.sources import (
+    Versions,
+    clip_people,
+    train_sources,
+    train_tracks,
+    valid_sources,
+    valid_tracks,
+)
 from affectrt_training.recipes.starter.text import TextRecipe, train_text
 from affectrt_training.recipes.starter.voice import VoiceRecipe, train_voice
-from affectrt_training.recipes.starter.weights import fill, rounded, save_weights
+from affectrt_training.recipes.starter.weights import Kept, fill, read_kept, rounded, save_weights
 
 LICENCE = (
     "Research use only, non-commercial: trained on RAVDESS (CC BY-NC-SA 4.0) and FER2013 pixels, among others"
@@ -63,27 +74,31 @@ class StarterRecipe:
     voice: VoiceRecipe = field(default_factory=VoiceRecipe)
     face: FaceRecipe = field(default_factory=FaceRecipe)
     fusion: FusionRecipe = field(default_factory=FusionRecipe)
-    text_versions: int = 2
-    """Versions of every training sentence's states: clean, and with dropout."""
-    voice_versions: int = 6
-    """Augmented versions of every training recording."""
-    face_versions: int = 3
-    """Augmented versions of every training face."""
-    clip_versions: int = 8
-    """Augmented versions of every training clip."""
+    causal: CausalRecipe = field(default_factory=CausalRecipe)
+    versions: Versions = field(default_factory=lambda: Versions(text=2, voice=6, face=3, clips=8))
+    """What the fusion learns from."""
+    causal_versions: Versions = field(default_factory=lambda: Versions(text=2, voice=4, face=2, clips=4))
+    """What the causal fusion learns from."""
     seed: int = 0
     """Seeds every stage."""
 
 
 def train_starter(
-    data: Path, runs: Path, output: Path, recipe: StarterRecipe, *, restart: Sequence[str] = ()
+    data: Path,
+    runs: Path,
+    output: Path,
+    recipe: StarterRecipe,
+    *,
+    restart: Sequence[str] = (),
+    keep: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Train what is not trained yet and write the weights to ``output``.
 
-    ``runs`` keeps each finished stage's best weights; such a stage is not trained again unless it is named
-    in ``restart``, so a training that was interrupted goes on with the stage it was in. The fusion is also
-    trained again when an encoder was. Returns the validation scores by set. Raises ``data.not_found`` before
-    anything is trained.
+    ``runs`` keeps each finished stage's best weights, ``keep`` are whole weights whose parts are taken as
+    they are; such a stage is not trained again unless it is named in ``restart``, so a training that was
+    interrupted goes on with the stage it was in. Both fusions are also trained again when an encoder was.
+    Returns the validation scores, by set, of what was not kept. Raises ``data.not_found`` before anything is
+    trained, and as :func:`read_parts`.
     """
     if not data.is_dir():
         raise AffectError(
@@ -93,49 +108,92 @@ def train_starter(
     for reader in (corpora.mosi, corpora.meld, corpora.sst5, acted_speech, ferplus, acted_clips):
         reader(data, "train")
 
-    anew = to_train(runs, restart)
+    kept = read_kept(keep) if keep else Kept({}, {})
+    anew = to_train(runs, restart, kept.parts)
     for name in STAGES:
         print(f"{name}: {'to be trained' if name in anew else 'already trained, kept'}", flush=True)
 
-    def stage(name: str) -> Path | None:
-        return None if name in anew else best_weights(runs / name)
+    def stage(name: str, train: Callable[[], Path], prefix: str = "") -> dict[str, Tensor]:
+        if name in kept.parts and name not in anew:
+            return kept.parts[name]
+        tensors = load_file(train() if name in anew else best_weights(runs / name))
+        return rounded({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
-    text = stage("text") or train_text(data, runs / "text", recipe.text, recipe.seed)
-    voice = stage("voice") or train_voice(data, runs / "voice", recipe.voice, recipe.seed)
-    face = stage("face") or train_face(data, runs / "face", recipe.face, recipe.seed)
+    seed = recipe.seed
     parts = {
-        "text": rounded(load_file(text)),
-        "voice": _encoder_only(rounded(load_file(voice))),
-        "face": _encoder_only(rounded(load_file(face))),
+        "text": stage("text", lambda: train_text(data, runs / "text", recipe.text, seed)),
+        # The heads that trained these two are left behind.
+        "voice": stage("voice", lambda: train_voice(data, runs / "voice", recipe.voice, seed), "encoder."),
+        "face": stage("face", lambda: train_face(data, runs / "face", recipe.face, seed), "encoder."),
     }
     encoders = build_encoders(parts, recipe)
-    valid = valid_sources(encoders, data, recipe.seed)
-    clips_valid = clip_samples(encoders, acted_clips(data, "valid"), 1, np.random.default_rng(recipe.seed))
-    sets = validation_sets(valid, clips_valid, recipe.seed)
-    fusion = stage("fusion")
-    if fusion is None:
-        generator = np.random.default_rng(recipe.seed)
-        sources = train_sources(encoders, data, recipe, generator)
-        clips = clip_samples(encoders, acted_clips(data, "train"), recipe.clip_versions, generator)
-        fusion = train_fusion(sources, clips, sets, runs / "fusion", recipe.fusion, recipe.seed)
-    parts["fusion"] = rounded(load_file(fusion))
-    model = GhrnnCma(recipe.fusion.model)
-    fill(model, parts["fusion"], "fusion")
-    model.eval().requires_grad_(False)
-    save_weights(parts, meta(model, valid, sets, recipe), output)
-    return {name: score(samples, predict(model, samples)) for name, samples in sets.items()}
+    told, scores = kept.meta, {}
+    if "fusion" in anew or "fusion" not in kept.parts:
+        valid = valid_sources(encoders, data, seed)
+        clips = clip_samples(encoders, acted_clips(data, "valid"), 1, np.random.default_rng(seed))
+        sets = validation_sets(valid, clips, seed)
+        parts["fusion"] = stage("fusion", lambda: _train_windows(encoders, data, runs, recipe, sets))
+        window = GhrnnCma(recipe.fusion.model)
+        fill(window, parts["fusion"], "fusion")
+        window.eval().requires_grad_(False)
+        causal = {"causal": kept.meta["causal"]} if "causal" in kept.meta else {}
+        told = {**meta(window, valid, sets, recipe), **causal}
+        scores = {name: score(samples, predict(window, samples)) for name, samples in sets.items()}
+    else:
+        parts["fusion"] = kept.parts["fusion"]
+    if "causal" in anew or "causal" not in kept.parts:
+        heard = valid_tracks(encoders, data, seed)
+        people = clip_people(encoders, data, "valid", 1, np.random.default_rng(seed))
+        moments = validation_moments(heard, people, seed)
+        start = parts["fusion"]
+        parts["causal"] = stage("causal", lambda: _train_ticks(encoders, data, runs, recipe, moments, start))
+        model = CausalGhrnnCma(recipe.causal.model)
+        fill(model, parts["causal"], "causal")
+        model.eval().requires_grad_(False)
+        told = {**told, "causal": describe(model, heard, moments, seed)}
+        scores |= {f"ticks, {name}": found for name, found in told["causal"]["metrics"].items()}
+    else:
+        parts["causal"] = kept.parts["causal"]
+    save_weights(parts, told, output)
+    if kept.meta.get("model_card"):
+        write_card(output, kept.meta["model_card"])
+    return scores
 
 
-def to_train(runs: Path, restart: Sequence[str]) -> list[str]:
-    """The stages that are unfinished or named in ``restart``, and the fusion if an encoder is among them."""
-    anew = [name for name in STAGES if name in restart or not best_weights(runs / name).is_file()]
-    return anew if not anew or "fusion" in anew else [*anew, "fusion"]
+def to_train(runs: Path, restart: Sequence[str], kept: Container[str] = ()) -> list[str]:
+    """The stages that are neither finished nor kept or are named in ``restart``, and both fusions if an
+    encoder is among them."""
+    anew = [
+        name
+        for name in STAGES
+        if name in restart or not (name in kept or best_weights(runs / name).is_file())
+    ]
+    if not set(anew) <= set(FUSIONS):
+        anew += [name for name in FUSIONS if name not in anew]
+    return anew
 
 
-def _encoder_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder of a stage's weights, without the head that trained it."""
-    prefix = "encoder."
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _train_windows(
+    encoders: Encoders, data: Path, runs: Path, recipe: StarterRecipe, sets: Mapping[str, list[Sample]]
+) -> Path:
+    generator = np.random.default_rng(recipe.seed)
+    sources = train_sources(encoders, data, recipe.versions, generator)
+    clips = clip_samples(encoders, acted_clips(data, "train"), recipe.versions.clips, generator)
+    return train_fusion(sources, clips, sets, runs / "fusion", recipe.fusion, recipe.seed)
+
+
+def _train_ticks(
+    encoders: Encoders,
+    data: Path,
+    runs: Path,
+    recipe: StarterRecipe,
+    moments: Mapping[str, list[Moment]],
+    start: Mapping[str, Tensor],
+) -> Path:
+    generator = np.random.default_rng(recipe.seed)
+    sources = train_tracks(encoders, data, recipe.causal_versions, generator)
+    clips = clip_people(encoders, data, "train", recipe.causal_versions.clips, generator)
+    return train_causal(sources, clips, moments, runs / "causal", recipe.causal, recipe.seed, start)
 
 
 def build_encoders(parts: dict[str, dict[str, Tensor]], recipe: StarterRecipe) -> Encoders:
@@ -145,48 +203,20 @@ def build_encoders(parts: dict[str, dict[str, Tensor]], recipe: StarterRecipe) -
     voice, face = VoiceEncoder(recipe.voice.encoder), FaceEncoder(recipe.face.encoder)
     fill(voice, parts["voice"], "voice")
     fill(face, parts["face"], "face")
+    face.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in (text, voice, face):
         module.eval().requires_grad_(False)
     tokenizer = Tokenizer.from_json((minilm_folder() / "tokenizer.json").read_bytes(), MAX_TOKENS)
     return Encoders(text, voice, face, tokenizer)
 
 
-def train_sources(
-    encoders: Encoders, data: Path, recipe: StarterRecipe, generator: np.random.Generator
-) -> Sources:
-    """Training items of all three modalities, augmented."""
-    faces = ferplus(data, "train")
-    return Sources(
-        named_text=text_items(encoders, corpora.meld(data, "train"), "meld", recipe.text_versions),
-        rated_text=[
-            *text_items(encoders, corpora.mosi(data, "train"), "mosi", recipe.text_versions),
-            *text_items(encoders, corpora.sst5(data, "train"), "sst", recipe.text_versions),
-        ],
-        voices=voice_items(encoders, acted_speech(data, "train"), recipe.voice_versions, generator),
-        faces=face_items(encoders, faces.images, faces.votes, recipe.face_versions),
-    )
-
-
-def valid_sources(encoders: Encoders, data: Path, seed: int) -> Sources:
-    """Validation items, as the device would see them. Faces: those whose most voted label is one of ours."""
-    faces = ferplus(data, "valid")
-    generator = np.random.default_rng(seed)
-    hard = np.eye(faces.votes.shape[1], dtype=np.float32)[faces.emotions]
-    return Sources(
-        named_text=text_items(encoders, corpora.meld(data, "valid"), "meld", 1),
-        rated_text=text_items(encoders, corpora.mosi(data, "valid"), "mosi", 1),
-        voices=voice_items(encoders, acted_speech(data, "valid"), 1, generator),
-        faces=face_items(encoders, faces.images[faces.clear], hard[faces.clear], 1),
-    )
-
-
-def _alone(items: list[Item], modality: Modality) -> list[Sample]:
+def _alone(items: list[Item[Tensor]], modality: Modality) -> list[Sample]:
     return [Sample({modality: i.versions[0].float()}, i.emotion, i.sentiment) for i in items]
 
 
-def validation_sets(valid: Sources, clips: list[Sample], seed: int) -> dict[str, list[Sample]]:
+def validation_sets(valid: Sources[Tensor], clips: list[Sample], seed: int) -> dict[str, list[Sample]]:
     """What the fusion stage is validated on, by name."""
-    people = composed(valid, rated=0.0, seed=seed)
+    people = composed(valid, sample_of, rated=0.0, seed=seed)
     return {
         "mosi": _alone(valid.rated_text, "text"),
         "meld": _alone(valid.named_text, "text"),
@@ -199,15 +229,16 @@ def validation_sets(valid: Sources, clips: list[Sample], seed: int) -> dict[str,
 
 
 def meta(
-    model: GhrnnCma, valid: Sources, sets: dict[str, list[Sample]], recipe: StarterRecipe
+    model: GhrnnCma, valid: Sources[Tensor], sets: dict[str, list[Sample]], recipe: StarterRecipe
 ) -> dict[str, Any]:
     """The weights' sidecar: what the bundle's manifest will say. Metrics join when a bundle is measured."""
     alone: dict[str, frozenset[Modality]] = {m: frozenset({m}) for m in ("text", "audio", "vision")}
     nothing = [Sample({}, s.emotion, s.sentiment) for s in sets["meld"]]
     unsaid = [Sample({}, s.emotion, s.sentiment) for s in sets["mosi"]]
     calibration = calibrate(
-        model,
+        partial(predict, model),
         valid,
+        sample_of,
         named={
             frozenset(): nothing,
             alone["text"]: sets["meld"],

@@ -16,12 +16,16 @@ from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
 from affectrt_training.encoders.text import LoraSettings, TextEncoder, TextSettings, minilm_folder
 from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
+from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter.fit import save_tensors
+
+CARD = "MODEL_CARD.md"
+"""The model card's name, beside the weights."""
 
 COMMITTED = Path(__file__).parent / "weights" / "starter.safetensors"
 """The weights that this repository ships."""
 
-PARTS = ("text", "voice", "face", "fusion")
+PARTS = ("text", "voice", "face", "fusion", "causal")
 """Prefixes of the tensors' names."""
 
 
@@ -34,6 +38,9 @@ class Starter:
     voice_encoder: VoiceEncoder
     face_encoder: FaceEncoder
     fusion: GhrnnCma
+    """Reads windows."""
+    causal: CausalGhrnnCma
+    """Reads ticks."""
     tokenizer_json: bytes
     meta: dict[str, Any]
     """The sidecar, with the model card's text under "model_card"."""
@@ -92,25 +99,52 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], part: str) -> None:
         )
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The sidecar of the weights at ``path``, with the model card's text. Raises ``weights.invalid``."""
+    try:
+        meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise AffectError("weights.invalid", f"the sidecar of {path} can't be read: {error}") from error
+    card = path.with_name(CARD)
+    return {**meta, "model_card": card.read_text(encoding="utf-8") if card.is_file() else ""}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Parts of whole weights, to be taken as they are."""
+
+    parts: dict[str, dict[str, Tensor]]
+    """Those that the weights hold."""
+    meta: dict[str, Any]
+    """Their sidecar, with the model card's text under "model_card"."""
+
+
+def read_kept(path: Path) -> Kept:
+    """The weights at ``path``, of every stage or of some. Raises as :func:`read_parts`."""
+    parts = {part: tensors for part, tensors in read_parts(path).items() if tensors}
+    return Kept(parts, read_meta(path))
+
+
 def load_starter(path: Path | None = None) -> Starter:
     """Rebuild the starter from its weights, the committed ones by default.
 
-    Raises ``weights.not_found``, ``weights.invalid`` and ``weights.mismatch``.
+    Raises ``weights.not_found``, ``weights.invalid``, ``weights.mismatch`` and, where they have no causal
+    model yet, ``weights.no_causal``.
     """
     path = path or COMMITTED
-    parts = read_parts(path)
-    try:
-        meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        card = path.with_name("MODEL_CARD.md")
-        meta["model_card"] = card.read_text(encoding="utf-8") if card.is_file() else ""
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise AffectError("weights.invalid", f"the sidecar of {path} can't be read: {error}") from error
+    parts, meta = read_parts(path), read_meta(path)
+    if not parts["causal"] or "causal" not in meta:
+        raise AffectError(
+            "weights.no_causal",
+            f"{path} holds no causal model; add one: affectrt train --recipe starter --keep {path} -o NEW",
+        )
     text = TextEncoder(TextSettings(tuning="lora", lora=LoraSettings(**meta["lora"])))
     text.load_adapter(parts["text"])
     voice = VoiceEncoder(VoiceEncoderConfig(**_tupled(meta["voice_encoder"])))
     face = FaceEncoder(FaceEncoderConfig(**_tupled(meta["face_encoder"])))
     fusion = GhrnnCma(GhrnnCmaConfig(**_tupled(meta["config"])))
-    for module, part in ((voice, "voice"), (face, "face"), (fusion, "fusion")):
+    causal = CausalGhrnnCma(GhrnnCmaConfig(**_tupled(meta["causal"]["config"])))
+    for module, part in ((voice, "voice"), (face, "face"), (fusion, "fusion"), (causal, "causal")):
         fill(module, parts[part], part)
         module.eval().requires_grad_(False)
     merged = text.merged().requires_grad_(False)
@@ -119,6 +153,7 @@ def load_starter(path: Path | None = None) -> Starter:
         voice_encoder=voice,
         face_encoder=face,
         fusion=fusion,
+        causal=causal,
         tokenizer_json=(minilm_folder() / "tokenizer.json").read_bytes(),
         meta=meta,
     )
