@@ -73,6 +73,7 @@ def describe(fitted: Fitted, name: str, precision: str, opset: int, licence: str
             "ir_version": graphs.IR_VERSION,
             "metrics": _metrics(fitted),
             "latency": [],
+            "causal": None,
             "licence": licence or LICENCE,
             "model_card": card(fitted, name),
             "members": {

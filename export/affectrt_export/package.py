@@ -27,7 +27,7 @@ from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Tokenizer, words_of
 from affectrt.manifest import SCHEMA, Manifest, Metric
 from affectrt.model import Model
-from affectrt_export import gate, graphs, int8_faces, parity
+from affectrt_export import causal, gate, graphs, int8_faces, parity
 from affectrt_export.gate import Int8Gate
 from affectrt_export.latency import latency_of
 from affectrt_export.progress import Stages, silent
@@ -48,6 +48,7 @@ _NEEDED_META = (
     "audio",
     "vision",
     "calibration",
+    "causal",
     "window_s",
     "metrics",
     "licence",
@@ -64,7 +65,7 @@ class ExportReport:
     manifest: Manifest
     """What it says about itself, members' sizes and hashes included."""
     largest_difference: Mapping[str, float]
-    """Graph → largest difference between its fp32 form and PyTorch."""
+    """Graph, or ``causal`` → largest difference between its fp32 form and PyTorch."""
     half_difference: Mapping[str, float]
     """Graph → largest difference between its fp16 and its fp32 form; empty at other precisions."""
     token_cosine: float | None
@@ -148,6 +149,8 @@ def export_starter(
             model = load(final, manifest, members)
             _check_same_answer(candidate, model, 1e-5)
             _check_backends(final, model, 1e-4 if precision != "fp16" else parity.HALF_TOLERANCE)
+        with stages("causal model: its steps against PyTorch"):
+            proofs.differences["causal"] = causal.check_steps(starter.causal, model)
         if latency:
             with stages("latency of a window"):
                 manifest = replace(manifest, latency=latency_of(final))
@@ -209,6 +212,7 @@ def _prove(starter: Starter, proofs: Proofs, opset: int) -> None:
     # For native execution: the weights under the names they have in the model.
     weights = {name: tensor.float().contiguous() for name, tensor in fusion.state_dict().items()}
     proofs.members[WEIGHTS] = save_safetensors(weights)
+    proofs.members[causal.WEIGHTS] = causal.member(starter.causal)
 
 
 def token_cosine(fp32: bytes, int8: bytes, tokenizer: Tokenizer) -> float:
@@ -231,7 +235,7 @@ def _manifest(meta: Mapping[str, Any], precision: str, opset: int) -> Manifest:
             f"the weights' sidecar lacks {', '.join(missing)}; train again: affectrt train --recipe starter",
         )
     graph_names = {part: f"{part}.onnx" for part in ("text", "audio", "vision", "fusion")}
-    members = (*graph_names.values(), TOKENIZER, WEIGHTS)
+    members = (*graph_names.values(), TOKENIZER, WEIGHTS, causal.WEIGHTS)
     fields: dict[str, Any] = {
         "schema": SCHEMA,
         "name": NAME,
@@ -252,6 +256,7 @@ def _manifest(meta: Mapping[str, Any], precision: str, opset: int) -> Manifest:
         "ir_version": graphs.IR_VERSION,
         "metrics": meta["metrics"],
         "latency": [],
+        "causal": causal.entry(meta["causal"]),
         "licence": meta["licence"],
         "model_card": meta["model_card"],
         "members": {name: {"sha256": hashlib.sha256().hexdigest(), "bytes": 0} for name in members},
