@@ -16,7 +16,7 @@ STARTER_SOURCES := $(wildcard training/affectrt_training/recipes/starter/weights
 NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-sanitize lint lint-python lint-cpp docs bench clean
+.PHONY: help demo test test-arm test-sanitize lint lint-python lint-wheel lint-cpp docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -56,18 +56,21 @@ test-arm: $(INSTALLED)
 test-sanitize: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/kernels/test_cpp.py -k sanitizers
 
-# The two halves can run at once: make -j2 lint.
-lint: lint-python lint-cpp
+# The parts can run at once: make -j2 lint.
+lint: lint-wheel lint-python lint-cpp
 
 lint-python: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The wheel holds the module; the test program is compiled where tests/kernels/test_cpp.py then finds it made.
-lint-cpp: $(INSTALLED)
+# The wheel holds the module. Pip builds it from nothing that is installed, so that it needn't wait for that.
+lint-wheel: $(BIN)/python
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/lint/wheel \
 	  --config-settings build-dir=build/lint/cmake --config-settings cmake.define.AFFECTRT_WERROR=ON .
+
+# The test program is compiled where tests/kernels/test_cpp.py then finds it made.
+lint-cpp: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/tests/native \
 	  -DAFFECTRT_MODULE=OFF -DAFFECTRT_TESTS=ON -DAFFECTRT_WERROR=ON >/dev/null
 	MAKEFLAGS= $(BIN)/cmake --build build/tests/native --parallel $$(nproc) >/dev/null

@@ -1,76 +1,39 @@
-"""A client of ``affectrt serve`` in Python: sends a WAV file as a microphone would, prints what comes back.
+"""A client of ``affectrt serve`` that needs nothing of affectrt: sends a recording, prints what comes back.
 
-    affectrt serve                                   # in another terminal
-    python examples/serve_client.py speech.wav --text "that was great"
-
-It needs ``pip install websockets`` and nothing of affectrt: docs/protocol.md is all there is to know.
+python examples/serve_client.py clip.mp4 "that was great" [ws://HOST:PORT]
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import os
 import struct
-import threading
-import time
-import wave
-from pathlib import Path
+import sys
+from threading import Thread
 
+import av
+import cv2
 from websockets.sync.client import ClientConnection, connect
 
-HEADER = struct.Struct("<BBHIdII")  # kind, version, channels, sequence, time (NaN: now), rate, zero
-PCM_S16 = 1
-CHUNK_S = 0.05
+HEADER = struct.Struct("<BBHIdII")  # kind, version, channels, number, time in s, rate in Hz, 0
 
 
-def send_all(socket: ClientConnection, path: Path, text: str | None, pace: float) -> None:
-    """The file's samples with their times, and the words; ``pace`` 1 is as fast as it was spoken."""
-    with wave.open(str(path)) as file:
-        if file.getsampwidth() != 2:
-            raise SystemExit(f"{path}: expected 16-bit samples")
-        rate, channels = file.getframerate(), file.getnchannels()
-        step = round(CHUNK_S * rate)
-        for sequence in range(-(-file.getnframes() // step)):
-            time_s = sequence * step / rate
-            if text and file.tell() + step >= file.getnframes():  # the words are known when they were said
-                socket.send(json.dumps({"type": "text", "text": text, "start_s": 0.0, "end_s": time_s}))
-            header = HEADER.pack(PCM_S16, 1, channels, sequence, time_s, rate, 0)
-            socket.send(header + file.readframes(step))
-            time.sleep(CHUNK_S / pace)
+def send(socket: ClientConnection, clip: str, said: str) -> None:
+    """All messages have times: they may go out as fast as the server takes them in."""
+    socket.send(json.dumps({"type": "text", "text": said, "start_s": 0.0}))
+    mono = av.AudioResampler("s16", "mono", 16_000)
+    with av.open(clip) as file:
+        for number, frame in enumerate(file.decode(*file.streams.audio, *file.streams.video)):
+            if isinstance(frame, av.VideoFrame):
+                _, jpeg = cv2.imencode(".jpg", frame.to_ndarray(format="bgr24"))
+                socket.send(HEADER.pack(3, 1, 0, number, frame.time, 0, 0) + jpeg.tobytes())
+            else:
+                for s in mono.resample(frame):
+                    socket.send(HEADER.pack(1, 1, 1, number, s.time, s.rate, 0) + s.to_ndarray().tobytes())
     socket.send(json.dumps({"type": "flush"}))
 
 
-def main() -> None:
-    """Connect, say hello, send, print results until all is computed."""
-    parser = argparse.ArgumentParser(description="Stream a WAV file to affectrt serve.")
-    parser.add_argument("sound", type=Path, help="a WAV file of 16-bit samples")
-    parser.add_argument("--text", help="what is said in it")
-    parser.add_argument("--url", default="ws://127.0.0.1:8765/v1/stream")
-    parser.add_argument("--pace", type=float, default=1.0, help="2: twice as fast as real time")
-    args = parser.parse_args()
-
-    with connect(args.url, subprotocols=["affectrt.v1"]) as socket:  # type: ignore[list-item]
-        hello = {"type": "hello", "version": 1, "token": os.environ.get("AFFECTRT_TOKEN")}
-        socket.send(json.dumps(hello))
-
-        sender = threading.Thread(target=send_all, args=(socket, args.sound, args.text, args.pace))
-        for data in socket:
-            message = json.loads(data)
-            if message["type"] == "hello":
-                print(f"model {message['model']}, a result every {message['hop_s']} s")
-                sender.start()
-            elif message["type"] == "result":
-                low, high = message["interval"]
-                told = f"{message['time_s']:7.1f} s  {message['sentiment']:+.2f} ({low:+.2f} … {high:+.2f})"
-                print(f"{told}  {message['emotion']}  from {', '.join(message['present']) or 'nothing'}")
-            elif message["type"] == "error":
-                print(f"[{message['code']}] {message['message']}")
-            elif message["type"] == "done":
-                break
-        if sender.ident is not None:
-            sender.join()
-
-
 if __name__ == "__main__":
-    main()
+    clip, said, server = (*sys.argv[1:], "ws://127.0.0.1:8765")[:3]
+    with connect(f"{server}/v1/stream") as socket:
+        socket.send(json.dumps({"type": "hello", "version": 1}))
+        Thread(target=send, args=(socket, clip, said)).start()
+        while (told := json.loads(socket.recv()))["type"] != "done":
+            print({k: told[k] for k in ("model", "time_s", "sentiment", "present", "message") if k in told})

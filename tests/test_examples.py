@@ -10,28 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
 import pytest
 import soxr
 
 from affectrt.media import read_audio
+from tests.clips import DEMO, beginning
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-DEMO = ROOT / "demo"
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first two seconds of the demo clip."""
-    path = tmp_path_factory.mktemp("clip") / "clip.mkv"
-    with av.open(str(DEMO / "clip.mp4")) as original, av.open(str(path), "w") as target:
-        streams = {s.index: target.add_stream_from_template(s) for s in original.streams}
-        for packet in original.demux():
-            if packet.dts is not None and packet.pts * packet.time_base < 2.2:
-                packet.stream = streams[packet.stream.index]
-                target.mux(packet)
-    return path
+    return beginning(tmp_path_factory.mktemp("clip") / "clip.mkv", 2.2)
 
 
 def run(example: str, *args: str, bundle: Path, given: bytes | None = None) -> str:

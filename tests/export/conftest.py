@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from safetensors.torch import save as save_safetensors
 from transformers import BertConfig, BertModel
 
 from affectrt.bundle import Bundle
@@ -126,15 +131,57 @@ def starter(make_starter: Callable[..., Starter]) -> Starter:
     return make_starter()
 
 
+GraphMaker = Callable[..., graphs.Exported]
+_TRACED: dict[tuple[object, ...], graphs.Exported] = {}
+
+
+def _kept(make: GraphMaker) -> GraphMaker:
+    """The same, but for a module of the same class, weights and sizes what it made before."""
+
+    def graph(module: torch.nn.Module, *sizes: object) -> graphs.Exported:
+        weights = hashlib.sha256(save_safetensors(dict(module.state_dict()))).digest()
+        key = (make.__name__, type(module), weights, repr(sizes))
+        if key not in _TRACED:
+            _TRACED[key] = make(module, *sizes)
+        return _TRACED[key]
+
+    return graph
+
+
+@contextmanager
+def _tracing_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("text_graph", "audio_graph", "vision_graph", "fusion_graph"):
+            patch.setattr(graphs, name, _kept(getattr(graphs, name)))
+        yield
+
+
+@pytest.fixture
+def traced_once() -> Iterator[None]:
+    """Parts of the starter that several tests need the same graphs of are traced, for ten seconds, once."""
+    with _tracing_once():
+        yield
+
+
 @pytest.fixture(scope="session")
 def report(
     starter: Starter,
     make_mosi: Callable[[Callable[[str], float]], Path],
     tmp_path_factory: pytest.TempPathFactory,
+    worker_id: str,
 ) -> ExportReport:
-    """One good export of the tiny starter, its gate measured."""
-    path = tmp_path_factory.mktemp("export") / "tiny.affect"
-    return export_starter(starter, path, data=make_mosi(lambda sentence: len(sentence) % 7 - 3.0))
+    """One good export of the tiny starter, its gate measured: made by the first process that needs it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base if worker_id == "master" else base.parent  # that of all processes
+    kept = folder / "starter-report.pickle"
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.exists():
+            data = make_mosi(lambda sentence: len(sentence) % 7 - 3.0)
+            with _tracing_once():
+                made = export_starter(starter, folder / "tiny.affect", data=data)
+            kept.write_bytes(pickle.dumps(made))
+    shared: ExportReport = pickle.loads(kept.read_bytes())
+    return shared
 
 
 @pytest.fixture(scope="session")

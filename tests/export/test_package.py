@@ -89,6 +89,7 @@ def test_the_bundle_answers_as_pytorch_does(
     assert list(answer.emotions.values()) == pytest.approx(probabilities, abs=1e-5)
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_starter_without_int8_needs_no_record_of_what_that_costs(
     starter: Starter, report: ExportReport, precision: str, tmp_path: Path
@@ -111,6 +112,7 @@ def test_the_starter_without_int8_needs_no_record_of_what_that_costs(
     assert answer.sentiment == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 0.02)
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_a_graph_that_differs_from_the_weights_is_not_written(
     make_starter: Callable[..., Starter], make_mosi: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -211,6 +213,7 @@ def test_a_nan_weight_is_refused(
     )
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_int8_that_costs_more_than_allowed_is_refused(
     make_mosi: Callable[[Callable[[str], float]], Path], starter: Starter, tmp_path: Path
 ) -> None:

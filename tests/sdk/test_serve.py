@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep
@@ -400,31 +400,49 @@ def test_two_hundred_connections(tiny_model: affectrt.Model) -> None:
 
 def test_a_client_that_never_reads(tiny_model: affectrt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "SEND_S", 0.3)
-    with running(tiny_model) as server, Client(server) as other:
-        deaf = opened(server, receive_bytes=4096)
+    monkeypatch.setattr(session, "LAST_WORD_S", 0.1)
+    monkeypatch.setattr("affectrt.serving.server.SEND_BUFFER_BYTES", 4096)
+    with (
+        running(tiny_model) as server,
+        Client(server) as other,
+        closing(opened(server, receive_bytes=4096)) as deaf,
+    ):
         eventually(lambda: bool(health(server)["sessions"] == 2))
-        deaf.settimeout(0.2)
-        with suppress(OSError):  # it is hung up on, or its own buffers are full
-            for _ in range(200_000):
-                send_frame(deaf, b"?", text=True)  # each is answered
+        deaf.sendall(2000 * frame(b"?"))  # each is answered: more than the buffers on the way hold
         eventually(lambda: bool(health(server)["sessions"] == 1))
+        assert f'affectrt_connections_closed_total{{code="{protocol.CLOSE_SLOW}"}} 1.0' in metrics(server)
         other.sound(voice(1.0), 0.0)
         assert other.flush()
-        deaf.close()
 
 
-def test_who_reads_late_is_told_what_it_missed(tiny_model: affectrt.Model) -> None:
-    count = 4000
-    with running(tiny_model) as server:
-        late = opened(server, receive_bytes=4096)
-        for _ in range(count):
-            send_frame(late, b"?", text=True)
+def test_a_server_that_stops_hangs_up_on_who_never_reads(
+    tiny_model: affectrt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("affectrt.serving.server.GRACE_S", 1)
+    monkeypatch.setattr("affectrt.serving.server.SEND_BUFFER_BYTES", 4096)
+    with ExitStack() as stack:
+        with running(tiny_model) as server:
+            deaf = stack.enter_context(closing(opened(server, receive_bytes=4096)))
+            deaf.sendall(2000 * frame(b"?"))
+            eventually(lambda: 'affectrt_errors_total{code="protocol.json"} 2000.0' in metrics(server))
+        deaf.settimeout(1.0)
+        with suppress(ConnectionResetError):
+            while deaf.recv(65536):
+                pass
+
+
+def test_who_reads_late_is_told_what_it_missed(
+    tiny_model: affectrt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("affectrt.serving.server.SEND_BUFFER_BYTES", 4096)
+    count = 2000
+    with running(tiny_model) as server, closing(opened(server, receive_bytes=4096)) as late:
+        late.sendall(count * frame(b"?"))
         eventually(lambda: f'affectrt_errors_total{{code="protocol.json"}} {count:.1f}' in metrics(server))
-        send_frame(late, b'{"type":"flush"}', text=True)
+        late.sendall(frame(b'{"type":"flush"}'))
         heard = b""
         while b'"done"' not in heard[-4000:]:
             heard += late.recv(65536)
-        late.close()
     assert heard.count(b"serve.dropped") >= 1
     assert MAX_WAITING < heard.count(b"protocol.json") < count
 
@@ -518,10 +536,10 @@ def opened(server: Server, **options: Any) -> socket.socket:
     while not answer.endswith(b"\r\n\r\n"):
         answer += raw.recv(1)
     assert answer.startswith(b"HTTP/1.1 101")
-    send_frame(raw, b'{"type":"hello","version":1}', text=True)
+    raw.sendall(frame(b'{"type":"hello","version":1}'))
     return raw
 
 
-def send_frame(raw: socket.socket, payload: bytes, *, text: bool) -> None:
-    """A whole small message, masked with zeros."""
-    raw.sendall(bytes([0x81 if text else 0x82, 0x80 | len(payload)]) + b"\0\0\0\0" + payload)
+def frame(payload: bytes) -> bytes:
+    """A whole small text message, masked with zeros."""
+    return bytes([0x81, 0x80 | len(payload)]) + b"\0\0\0\0" + payload

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import json
-import os
 import re
 import shutil
 import signal
@@ -11,11 +11,9 @@ import ssl
 import stat
 import subprocess
 import sys
-import wave
 from pathlib import Path
 from urllib.request import urlopen
 
-import numpy as np
 import pytest
 
 import affectrt
@@ -24,7 +22,7 @@ from affectrt.errors import AffectError
 from affectrt.serving import protocol
 from affectrt.serving.access import MIN_TOKEN_CHARS, Access, checked_token, read_token
 from affectrt.serving.server import Server, Settings
-from tests.sdk.serving import PATIENCE_S, RATE_HZ, Client, running, voice
+from tests.sdk.serving import PATIENCE_S, Client, running, voice
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,30 +138,30 @@ def test_https(tiny_model: affectrt.Model, tmp_path: Path) -> None:
             assert client.flush()
 
 
-def test_the_example_in_python(tiny_model: affectrt.Model, tmp_path: Path) -> None:
-    path = tmp_path / "speech.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE_HZ)
-        file.writeframes((voice(2.0) * 32767).astype(np.int16).tobytes())
-    with running(tiny_model, hop_s=0.5) as server:
-        url = server.url.replace("http", "ws") + "v1/stream"
+def test_the_example_in_python(tiny_model: affectrt.Model) -> None:
+    clip = str(ROOT / "demo" / "clip.mp4")
+    with running(tiny_model, hop_s=2.0) as server:
+        url = server.url.rstrip("/").replace("http", "ws")
         done = subprocess.run(
             [
-                *(sys.executable, str(ROOT / "examples" / "serve_client.py"), str(path)),
-                *("--url", url, "--pace", "20", "--text", "so very happy"),
+                sys.executable,
+                "-W",
+                "error",
+                str(ROOT / "examples" / "serve_client.py"),
+                clip,
+                "so happy",
+                url,
             ],
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE_S,
-            env={name: value for name, value in os.environ.items() if name != "AFFECTRT_TOKEN"},
+            timeout=3 * PATIENCE_S,
         )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0] == "model tiny, a result every 0.5 s"
-    assert len(lines) == 5 and lines[-1].endswith("from text, audio")
+    told = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert "message" not in done.stdout and told[0] == {"model": "tiny"}
+    assert [result["time_s"] for result in told[1:-1]] == [2.0 * k for k in range(1, len(told) - 1)]
+    assert {"text", "audio", "vision"} == {m for result in told[1:] for m in result["present"]}
 
 
 def test_the_specification_knows_every_code() -> None:

@@ -48,6 +48,8 @@ void fail(const std::string& message) {
     std::printf("FAILED: %s: %s\n", where.c_str(), message.c_str());
 }
 
+std::size_t most_products = 60'000'000;
+
 std::size_t failures() { return failed; }
 std::size_t comparisons() { return compared; }
 

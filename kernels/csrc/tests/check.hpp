@@ -52,6 +52,9 @@ class Case {
     static void begin(std::string line);
 };
 
+// Products in a case: larger ones are left out, where an emulator or a sanitizer makes them slow.
+extern std::size_t most_products;
+
 // Prints the case and the message. The program ends with the number of failures.
 void fail(const std::string& message);
 std::size_t failures();

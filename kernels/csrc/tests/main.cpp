@@ -1,6 +1,8 @@
 // Checks the C++ kernels against plain loops in double precision, on every instruction set that this machine runs.
+// The argument is most_products.
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 
 #include "check.hpp"
 #include "dispatch.hpp"
@@ -22,8 +24,9 @@ constexpr Group kGroups[] = {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
     using namespace affectrt;
+    if (count > 1) tests::most_products = std::strtoull(arguments[1], nullptr, 10);
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
     std::printf("instruction sets:");
     for (const Kernels* kernels : runnable_kernels()) std::printf(" %s", kernels->name);

@@ -84,7 +84,6 @@ void compare(const Problem& problem, std::size_t threads) {
 }
 
 void test_shapes() {
-    const std::size_t most = 60'000'000;  // products in a case
     Random random(10);
     std::size_t turn = 0;
     for (const std::size_t steps : Sizes{1, 2, 63, 500})
@@ -94,8 +93,8 @@ void test_shapes() {
                     ++turn;
                     const std::size_t inputs = 1 + random.below(90);
                     const std::size_t each = batch * steps * (gates + 1) * hidden * (hidden + inputs);
-                    if (each > most) continue;
-                    const std::size_t streams = std::min(1 + turn % 3, most / each);
+                    if (each > most_products) continue;
+                    const std::size_t streams = std::min(1 + turn % 3, most_products / each);
                     Problem problem({streams, batch, steps, inputs, hidden, gates}, turn % 4 != 0, random);
                     problem.call.reverse = turn % 3 == 1;
                     if (turn % 5 != 0) problem.call.h0 = problem.h0.data();

@@ -45,7 +45,8 @@ def decode_jpeg(data: bytes) -> Image:
             "vision.jpeg_size",
             f"vision: expected a JPEG of at most {MAX_PIXELS} pixels, got {width} x {height}; shrink it",
         )
-    # The decoder would fill up what is missing with grey.
+    # The decoder would fill up what is missing with grey, as it does behind what is corrupt within. Of that
+    # libjpeg tells stderr in a line, which OpenCV gives no way to catch.
     if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise _corrupt(data)
     cv2 = require("cv2", "media")

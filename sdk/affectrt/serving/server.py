@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,15 @@ class Settings:
     """PEM, of the certificate; None: it is in the same file."""
 
 
+class _Uvicorn(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What a peer that reads nothing hasn't taken in by now is given up; it would stay open."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # they are cut off before the loop ends
+
+
 class Server:
     """Listens from the start; serves while :meth:`run` runs."""
 
@@ -89,7 +99,7 @@ class Server:
             raise AffectError(
                 "serve.certificate", f"serve: {settings.certificate} can't be used: {error}; give a PEM file"
             ) from error
-        self._server = uvicorn.Server(config)
+        self._server = _Uvicorn(config)
         self._socket = _listen(settings.host, settings.port)
         name = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "http" if settings.certificate is None else "https"

@@ -34,7 +34,7 @@ WINDOW_LIMITS_S = (0.5, 60.0)
 MAX_GAP_S = 60.0
 """Times further ahead than this would cost as many results as that holds: the stream starts over there."""
 
-_LAST_WORD_S = 2.0
+LAST_WORD_S = 2.0
 _Result = TypeVar("_Result")
 _log = logging.getLogger("affectrt.serving")
 
@@ -83,7 +83,7 @@ class Session:
         if ending.error is not None:
             self._count(ending.error)
         with suppress(asyncio.TimeoutError, WebSocketDisconnect, RuntimeError):
-            await asyncio.wait_for(self._say_goodbye(ending), _LAST_WORD_S)
+            await asyncio.wait_for(self._say_goodbye(ending), LAST_WORD_S)
         return ending.code
 
     async def _say_goodbye(self, ending: Ending) -> None:
