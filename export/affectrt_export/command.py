@@ -212,11 +212,16 @@ def _print_graphs(
 ) -> None:
     print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     for graph, difference in differences.items():
+        if graph == "causal":  # no graph: its steps
+            continue
         size = manifest.members[f"{graph}.onnx"].bytes
         told = f"fp32 graph within {difference:.1e} of PyTorch"
         if graph in halves:
             told += f", fp16 within {halves[graph]:.1e} of that"
         print(f"  {graph:<7} {manifest.precision[graph]}  {size / 1e6:7.3f} MB  {told}")
+    if manifest.causal is not None:
+        size = manifest.members[manifest.causal.weights].bytes
+        print(f"  causal  fp32  {size / 1e6:7.3f} MB  steps within {differences['causal']:.1e} of PyTorch")
     for one in manifest.latency:
         print(f"  {one.window}: {one.p50_ms:.1f} ms (p95 {one.p95_ms:.1f}) on {one.backend}")
 

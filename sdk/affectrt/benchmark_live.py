@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from affectrt.encoders import Encoders
     from affectrt.model import Model
     from affectrt.stream import Stream
+    from affectrt.streaming.mode import StreamMode
 
 FRAMES_PER_S = 25
 SIDE_PX = 512
@@ -89,6 +90,7 @@ class LiveBenchmark:
     scene: str
     """What was pushed."""
     streams: int
+    mode: StreamMode
     hop_s: float
     """From result to result that was asked for."""
     seconds: float
@@ -123,6 +125,7 @@ def measure_live(
     streams: int = 1,
     seconds: float = 10.0,
     hop_s: float = 0.1,
+    mode: StreamMode = "window",
     backend: str | None = None,
     threads: int = 1,
     clip: str | os.PathLike[str] | None = None,
@@ -140,7 +143,9 @@ def measure_live(
     seen: list[list[tuple[float, Affect]]] = [[] for _ in range(streams)]
     over = threading.Event()
     with ExitStack() as stack:
-        opened = [stack.enter_context(model.stream(hop_s=hop_s, on_result=_keep(to))) for to in seen]
+        opened = [
+            stack.enter_context(model.stream(hop_s=hop_s, mode=mode, on_result=_keep(to))) for to in seen
+        ]
         players = [
             threading.Thread(target=_play, args=(stream, model.encoders, scene, over)) for stream in opened
         ]
@@ -170,6 +175,7 @@ def measure_live(
         backend=model.backend,
         scene=scene.note,
         streams=streams,
+        mode=mode,
         hop_s=hop_s,
         seconds=end - start,
         cores_per_stream=cpu_s / (end - start) / streams,
@@ -186,6 +192,7 @@ def soak(
     minutes: float,
     steps: int = 12,
     hop_s: float = 0.1,
+    mode: StreamMode = "window",
     backend: str | None = None,
     threads: int = 1,
     clip: str | os.PathLike[str] | None = None,
@@ -200,7 +207,7 @@ def soak(
     scene = _scene(model, clip, transcript)
     slots = max(steps, round(minutes * 60.0 * FRAMES_PER_S))
     found: list[Soaked] = []
-    with model.stream(hop_s=hop_s) as stream:
+    with model.stream(hop_s=hop_s, mode=mode) as stream:
         results, told_s, told = iter(stream), 0.0, 0
         start = perf_counter()
         for slot in range(slots):

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Full, Queue
-from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -203,14 +202,11 @@ class Listener:
         recogniser: Recogniser,
         stream: Stream,
         report: Callable[[str, str], None],
-        *,
-        opened_at: float,
     ) -> None:
-        """Start. ``opened_at``: zero of the stream's clock, as :func:`time.perf_counter` tells it."""
+        """Start."""
         self._recogniser = recogniser
         self._stream = stream
         self._report = report
-        self._opened_at = opened_at
         self._sounds: Queue[tuple[Sound, float] | None] = Queue(_WAITING)
         self._behind = False
         self._rate_hz = RATE_HZ
@@ -225,7 +221,7 @@ class Listener:
     def hear(self, sound: Sound) -> None:
         """Take sound; never waits."""
         if sound.start_s is None:
-            end_s = perf_counter() - self._opened_at
+            end_s = self._stream.now_s()
         else:
             end_s = sound.start_s + len(sound.pcm) / sound.sample_rate_hz
         try:

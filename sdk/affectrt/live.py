@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from affectrt.listening import Recogniser
     from affectrt.model import Model
     from affectrt.sources.source import Sound, Source
+    from affectrt.streaming.mode import StreamMode
 
 POLL_S = 0.02
 """Results wait for their reader no longer than this."""
@@ -63,6 +64,7 @@ class Live:
         *,
         hop_s: float,
         window_s: float | None = None,
+        mode: StreamMode = "window",
         recogniser: Recogniser | None = None,
     ) -> None:
         """``recogniser`` turns the sound of the sources into words. Entering starts the sources.
@@ -70,11 +72,8 @@ class Live:
         Raises as :meth:`affectrt.model.Model.stream`.
         """
         self.sources = tuple(sources)
-        self._stream = model.stream(window_s, hop_s)
-        # Within a millisecond the stream's own clock, which isn't public.
-        opened_at = perf_counter()
-        self._news = _News(lambda: perf_counter() - opened_at)
-        self._opened_at = opened_at
+        self._stream = model.stream(window_s, hop_s, mode=mode)
+        self._news = _News(self._stream.now_s)
         self._outputs = FanOut(outputs, self._news.report)
         self._recogniser = recogniser
         self._stack = ExitStack()
@@ -88,9 +87,7 @@ class Live:
             heard: Callable[[Sound], None] | None = None
             self._listener: Listener | None = None
             if self._recogniser is not None:
-                self._listener = Listener(
-                    self._recogniser, self._stream, self._news.report, opened_at=self._opened_at
-                )
+                self._listener = Listener(self._recogniser, self._stream, self._news.report)
                 stack.callback(self._listener.stop)
                 heard = self._listener.hear
             for source in self.sources:

@@ -86,6 +86,10 @@ class Stream:
     ) -> None:
         self.close()
 
+    def now_s(self) -> float:
+        """Seconds on the stream's clock, which stamps live input."""
+        return self._clock.now_s()
+
     def close(self) -> None:
         """Forget everything; pushing and reading are over. What is still due is lost: :meth:`flush` first.
 

@@ -8,7 +8,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,29 @@ from affectrt_export.parity import face_like
 from affectrt_training.encoders.face import FaceEncoder, FaceEncoderConfig
 from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCma, GhrnnCmaConfig
+from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter.weights import Starter
 
 TEXT_DIM, AUDIO_DIM, VISION_DIM, N_MELS, MAX_TOKENS = 32, 10, 8, 16, 24
 
 
-def _meta(fusion: GhrnnCmaConfig) -> dict[str, Any]:
+def _meta(fusion: GhrnnCmaConfig, causal: GhrnnCmaConfig) -> dict[str, Any]:
+    calibration = {
+        "coverage": 0.9,
+        "temperature": dict.fromkeys(PRESENCE_KEYS, 1.5),
+        "interval_half_width": dict.fromkeys(PRESENCE_KEYS, 0.8),
+    }
     return {
         "config": asdict(fusion),
         "text": {"dim": TEXT_DIM, "max_tokens": MAX_TOKENS},
         "audio": {"dim": AUDIO_DIM, **asdict(AudioConfig(n_mels=N_MELS))},
         "vision": {"dim": VISION_DIM, **asdict(VisionConfig())},
-        "calibration": {
-            "coverage": 0.9,
-            "temperature": dict.fromkeys(PRESENCE_KEYS, 1.5),
-            "interval_half_width": dict.fromkeys(PRESENCE_KEYS, 0.8),
+        "calibration": calibration,
+        "causal": {
+            "config": asdict(causal),
+            "tick_s": 0.1,
+            "audio_context_rows": VoiceEncoder.CONTEXT_ROWS,
+            "calibration": calibration,
         },
         "window_s": 4.0,
         "metrics": [{"name": "mae", "value": 1.5, "dataset": "random weights", "modalities": "text"}],
@@ -84,9 +92,10 @@ def make_starter(tiny_members: dict[str, bytes]) -> Callable[..., Starter]:
         voice = VoiceEncoder(VoiceEncoderConfig(n_mels=N_MELS, channels=(4, 6, 8), dim=AUDIO_DIM))
         face = FaceEncoder(FaceEncoderConfig(stem=8, widths=(48, 48, 56), dim=VISION_DIM))
         fusion = GhrnnCma(config)
-        for module in (text, voice, face, fusion):
+        causal = CausalGhrnnCma(replace(config, causal=True, window_s=4.0))
+        for module in (text, voice, face, fusion, causal):
             module.eval().requires_grad_(False)
-        return Starter(text, voice, face, fusion, tokenizer, _meta(config))
+        return Starter(text, voice, face, fusion, causal, tokenizer, _meta(config, causal.config))
 
     return make
 

@@ -7,7 +7,7 @@ and its fusion graph are the tiny bundle's; the graph computes something else.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import pytest
 from safetensors.numpy import save
 
 from affectrt.affect import MODALITIES
+from affectrt.bundle import Bundle
 from affectrt.cli.equations import random_weights
-from affectrt.manifest import Manifest
+from affectrt.manifest import CausalSpec, Manifest
 
 SHAPE = {"heads": 3, "model_dim": 12, "hidden_dim": 10, "fused_dim": 9}
 """Of ``random_weights``, with heads that divide it."""
@@ -55,6 +56,35 @@ def make_ghrnn(
 def ghrnn_bundle(make_ghrnn: Callable[..., Path]) -> Path:
     """Path of such a bundle. Don't change the file: copy it."""
     return make_ghrnn()
+
+
+CAUSAL = {"heads": SHAPE["heads"], "window_s": 2}
+
+
+@pytest.fixture(scope="session")
+def make_causal(
+    make_bundle: Callable[..., Path],
+    ghrnn_weights: dict[str, npt.NDArray[np.float32]],
+    tiny_manifest: Manifest,
+) -> Callable[..., Bundle]:
+    """A bundle with a causal model beside the other one; changed weights (None: left out) or settings."""
+    no_word = np.random.default_rng(1).standard_normal(tiny_manifest.dim("text")).astype(np.float32)
+
+    def make(changes: Mapping[str, Any] | None = None, **config: Any) -> Bundle:
+        weights = {**ghrnn_weights, "no_word": no_word, **(changes or {})}
+        weights = {name: value for name, value in weights.items() if value is not None}
+        spec = CausalSpec("causal.safetensors", {**CAUSAL, **config}, 0.1, 0, tiny_manifest.calibration)
+        return Bundle.open(
+            make_bundle(replace(tiny_manifest, causal=spec), {"causal.safetensors": save(weights)})
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def causal_bundle(make_causal: Callable[..., Bundle]) -> Bundle:
+    """Such a bundle."""
+    return make_causal()
 
 
 @pytest.fixture

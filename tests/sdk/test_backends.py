@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from safetensors.numpy import save
 
 import affectrt
 from affectrt.affect import EMOTIONS, MODALITIES, Modality
@@ -25,7 +24,7 @@ from affectrt.bundle import Bundle
 from affectrt.cli.equations import ghrnn_cma, random_weights
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
-from affectrt.manifest import CausalSpec, Manifest
+from affectrt.manifest import Manifest
 
 Weights = dict[str, npt.NDArray[np.float32]]
 HEADS = 3
@@ -300,32 +299,6 @@ def test_weights_that_are_not_such_a_models(
 
 
 # --- Ticks -----------------------------------------------------------------------------------------
-
-
-CAUSAL = {"heads": HEADS, "window_s": 2}
-
-
-@pytest.fixture(scope="session")
-def make_causal(
-    make_bundle: Callable[..., Path], ghrnn_weights: Weights, tiny_manifest: Manifest
-) -> Callable[..., Bundle]:
-    """A bundle with a causal model beside the other one; changed weights (None: left out) or settings."""
-    no_word = np.random.default_rng(1).standard_normal(tiny_manifest.dim("text")).astype(np.float32)
-
-    def make(changes: Mapping[str, Any] | None = None, **config: Any) -> Bundle:
-        weights = {**ghrnn_weights, "no_word": no_word, **(changes or {})}
-        weights = {name: value for name, value in weights.items() if value is not None}
-        spec = CausalSpec("causal.safetensors", {**CAUSAL, **config}, 0.1, 0, tiny_manifest.calibration)
-        return Bundle.open(
-            make_bundle(replace(tiny_manifest, causal=spec), {"causal.safetensors": save(weights)})
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def causal_bundle(make_causal: Callable[..., Bundle]) -> Bundle:
-    return make_causal()
 
 
 def test_a_bundle_without_a_causal_model_says_so(ghrnn_bundle: Path) -> None:

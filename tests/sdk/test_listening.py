@@ -144,7 +144,7 @@ class Echo:
 def test_words_stand_where_they_were_said(stream: Stream) -> None:
     """Also after a pause in which nothing was heard, and at another rate."""
     told: list[str] = []
-    listener = Listener(Echo(), stream, lambda code, message: told.append(code), opened_at=perf_counter())
+    listener = Listener(Echo(), stream, lambda code, message: told.append(code))
     for number, start_s in enumerate((0.0, 10.0, 11.0), 1):
         sound = Sound(np.zeros((48_000, 2), np.float32), 48_000, start_s)
         stream.push_audio(sound.pcm, sound.sample_rate_hz, start_s)
@@ -163,7 +163,7 @@ def test_a_slow_recogniser_holds_nothing_up(stream: Stream, monkeypatch: pytest.
     told: list[str] = []
     echo = Echo()
     echo.free.clear()
-    listener = Listener(echo, stream, lambda code, message: told.append(code), opened_at=perf_counter())
+    listener = Listener(echo, stream, lambda code, message: told.append(code))
     for _ in range(20):
         listener.hear(Sound(np.zeros(160, np.float32), RATE_HZ))
     assert told == ["asr.behind"]
@@ -180,9 +180,7 @@ class Breaks(Echo):
 
 def test_a_recogniser_that_fails_is_told_and_the_stream_goes_on(stream: Stream) -> None:
     told: list[str] = []
-    listener = Listener(
-        Breaks(), stream, lambda code, message: told.append(f"{code} {message}"), opened_at=perf_counter()
-    )
+    listener = Listener(Breaks(), stream, lambda code, message: told.append(f"{code} {message}"))
     for _ in range(5):
         listener.hear(Sound(np.zeros(160, np.float32), RATE_HZ))
     eventually(lambda: bool(told))
@@ -194,7 +192,7 @@ def test_a_recogniser_that_fails_is_told_and_the_stream_goes_on(stream: Stream) 
 
 def test_a_stream_that_was_closed_is_no_fault(stream: Stream) -> None:
     told: list[str] = []
-    listener = Listener(Echo(), stream, lambda code, message: told.append(code), opened_at=perf_counter())
+    listener = Listener(Echo(), stream, lambda code, message: told.append(code))
     stream.close()
     listener.hear(Sound(np.zeros(RATE_HZ, np.float32), RATE_HZ))
     listener.stop()

@@ -22,11 +22,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import affectrt
 from affectrt.affect import EMOTIONS
-from affectrt.bundle import write_bundle
+from affectrt.bundle import Bundle, write_bundle
 from affectrt.manifest import Manifest, RowsSpec
 from affectrt.serving import app, protocol, session
 from affectrt.serving.outgoing import MAX_WAITING
 from affectrt.serving.server import Server
+from affectrt.streaming.core import StreamCore
 from tests.sdk.serving import PATIENCE_S, RATE_HZ, Client, jpeg_of, running, voice
 
 TOKEN = "correct-horse-battery-staple"
@@ -85,6 +86,7 @@ def test_hello_tells_what_there_is(server: Server, tiny_model: affectrt.Model) -
         "modalities": ["text", "audio", "vision"],
         "emotions": list(EMOTIONS),
         "hop_s": 0.25,
+        "mode": "window",
         "window_s": 3.0,
         "frame_rate_hz": tiny_model.encoders.frame_rate_hz,
         "max_message_bytes": protocol.MAX_MESSAGE_BYTES,
@@ -119,6 +121,29 @@ def test_floats_of_two_channels_at_another_rate(server: Server) -> None:
         client.sound(stereo, 0.0, sample_rate=RATE_HZ, channels=2)
         client.sound(voice(1.0)[::2].copy(), 1.0, sample_rate=RATE_HZ // 2)
         assert [result["present"] for result in client.flush()][-1] == ["audio"]
+
+
+def test_a_causal_model_serves_incremental_streams(server: Server, causal_bundle: Bundle) -> None:
+    model = affectrt.Model(causal_bundle, threads=1)
+    with running(model) as causal, Client(causal, hello={"mode": "incremental", "hop_s": 0.1}) as client:
+        assert (client.welcome["mode"], client.welcome["window_s"]) == ("incremental", 2.0)
+        pcm = voice(1.5)
+        for start in range(0, len(pcm), 1600):
+            client.sound(pcm[start : start + 1600], start / RATE_HZ)
+        results = client.flush()
+    stream = StreamCore(model, None, 0.1, mode="incremental")
+    stream.push_audio(pcm, RATE_HZ, 0.0)
+    expected = stream.flush()
+    assert [r["sentiment"] for r in results] == pytest.approx([a.sentiment for a in expected], abs=1e-4)
+    for wrong, code in (
+        ({"mode": "incremental"}, "model.not_causal"),
+        ({"mode": "incremental", "window_s": 2}, "protocol.field"),
+        ({"mode": "both"}, "protocol.field"),
+    ):
+        with Client(server, greet=False) as client:
+            client.say(type="hello", version=1, **wrong)
+            ended, said = ending_of(client)
+        assert (ended, said[-1]["code"]) == (protocol.CLOSE_PROTOCOL, code)
 
 
 def test_without_times_results_come_by_the_clock(server: Server) -> None:

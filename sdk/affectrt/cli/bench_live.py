@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from affectrt.cli.bench_table import columns
+from affectrt.cli.bundles import add_mode_option
 from affectrt.cli.output import output_file, progress
 from affectrt.errors import AffectError
 
@@ -35,6 +36,7 @@ def add_live_options(parser: argparse.ArgumentParser, whole: Any, seconds: Any) 
         type=seconds,
         help="so many minutes of media through one stream, as fast as it goes: does its memory grow?",
     )
+    add_mode_option(parser)
     parser.add_argument(
         "--every",
         metavar="S",
@@ -55,6 +57,7 @@ def run_live(args: argparse.Namespace) -> int:
         )
     given: dict[str, Any] = {
         "hop_s": args.every,
+        "mode": args.mode,
         "backend": args.backends[0] if args.backends else None,
         "threads": args.threads,
         "clip": args.clip,
@@ -86,8 +89,8 @@ def live_table(found: LiveBenchmark) -> str:
     lines = [
         *found.machine,
         "",
-        f"{found.streams} live, a result every {found.hop_s:g} s, {found.seconds:.0f} s, on {found.backend}: "
-        f"{found.scene}.",
+        f"{found.streams} live, mode {found.mode}, a result every {found.hop_s:g} s, {found.seconds:.0f} s, "
+        f"on {found.backend}: {found.scene}.",
         "",
         f"processor  {found.cores_per_stream:.0%} of one core for each stream",
         f"results    {rates} a second",

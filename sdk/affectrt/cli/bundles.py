@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import get_args
 
 from affectrt.backends.choice import known_backends
 from affectrt.errors import AffectError
+from affectrt.streaming.mode import StreamMode
 
 BUNDLE_VARIABLE = "AFFECTRT_BUNDLE"
 """Environment variable that names the default bundle."""
@@ -34,6 +36,17 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
         "runs any model on the CPU but takes affectrt[cpu] and for fusion several times as long; torch, "
         "PyTorch on a workstation; the others are ONNX Runtime on a GPU (default: the first of tensorrt, "
         "native and onnxruntime that can; 'affectrt info BUNDLE' tells)",
+    )
+
+
+def add_mode_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command that opens streams ``--mode``, for :meth:`affectrt.model.Model.stream`."""
+    parser.add_argument(
+        "--mode",
+        choices=get_args(StreamMode),
+        default="window",
+        help="window: every result is computed anew from the last seconds; incremental: the bundle's causal "
+        "model carries its state along, which costs less (default: window)",
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from affectrt.affect import Modality
 from affectrt.cli import Command
-from affectrt.cli.bundles import add_backend_option, add_bundle_option, find_bundle
+from affectrt.cli.bundles import add_backend_option, add_bundle_option, add_mode_option, find_bundle
 from affectrt.errors import AffectError
 from affectrt.features.text import Word
 
@@ -53,6 +53,8 @@ def _check(args: argparse.Namespace) -> None:
         wrong = "--file stands for camera and microphone; leave these out"
     elif args.transcript is not None and args.file is None:
         wrong = "--transcript goes with --file: nobody knows yet what will be said"
+    elif args.mode == "incremental" and args.window is not None:
+        wrong = "--mode incremental looks back as far as its model learned; leave out --window"
     elif args.transcript is not None and args.asr is not None:
         wrong = "--transcript and --asr both tell what is said; choose one"
     if wrong is not None:
@@ -77,7 +79,15 @@ def _feed(args: argparse.Namespace, outputs: list[Output]) -> Live | Replay:
     sources = _sources(args, model, words)
     for source in sources:
         source.check()
-    return Live(model, sources, outputs, hop_s=args.every, window_s=args.window, recogniser=recogniser)
+    return Live(
+        model,
+        sources,
+        outputs,
+        hop_s=args.every,
+        window_s=args.window,
+        mode=args.mode,
+        recogniser=recogniser,
+    )
 
 
 def _words(args: argparse.Namespace) -> list[Word]:
@@ -226,6 +236,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window", metavar="S", type=_seconds, help="seconds each result rests on (default: the model's own)"
     )
+    add_mode_option(parser)
     parser.add_argument("--seconds", metavar="N", type=_seconds, help="end after so long (default: Ctrl-C)")
     parser.add_argument("--json", action="store_true", help="JSON lines on stdout, for pipes")
     parser.add_argument(
@@ -247,6 +258,7 @@ examples:
   affectrt live
   affectrt live --camera rtsp://192.168.1.20/stream --asr pocketsphinx
   affectrt live --camera off --microphone USB --json | jq .sentiment
+  affectrt live --mode incremental --every 0.1
   affectrt live --file demo/clip.mp4 --record out.jsonl
   affectrt live --replay out.jsonl --osc 127.0.0.1:9000
 """,

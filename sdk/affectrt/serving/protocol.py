@@ -10,12 +10,13 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from affectrt.errors import AffectError
+from affectrt.streaming.mode import StreamMode
 
 VERSION = 1
 SUBPROTOCOL = f"affectrt.v{VERSION}"
@@ -47,6 +48,8 @@ class Hello:
     """Seconds from result to result; None: the server's own."""
     window_s: float | None
     """Seconds that a result rests on; None: the model's own."""
+    mode: StreamMode
+    """How results are computed."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,13 @@ def _hello(fields: dict[str, Any]) -> Hello:
     if version != VERSION or isinstance(version, bool):
         _refuse("version", f"version {VERSION}", _shown(version))
     token = _string(fields, "token", 1000)
-    return Hello(token, _number(fields, "hop_s"), _number(fields, "window_s"))
+    mode = _string(fields, "mode", 20) or "window"
+    if mode not in get_args(StreamMode):
+        _refuse("field", "mode to be window or incremental", _shown(mode))
+    hello = Hello(token, _number(fields, "hop_s"), _number(fields, "window_s"), cast(StreamMode, mode))
+    if mode == "incremental" and hello.window_s is not None:
+        _refuse("field", "no window_s with mode incremental, which has its own", _shown(hello.window_s))
+    return hello
 
 
 def _words(fields: dict[str, Any]) -> Words:

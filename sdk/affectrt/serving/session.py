@@ -107,6 +107,8 @@ class Session:
                 raise AffectError("protocol.hello", "protocol: expected hello as the first message")
             _check_within("hop_s", hello.hop_s, HOP_LIMITS_S)
             _check_within("window_s", hello.window_s, WINDOW_LIMITS_S)
+            if hello.mode == "incremental":
+                _ = self._model.causal
         except AffectError as error:
             return Ending(protocol.CLOSE_PROTOCOL, error)
         refusal = self._admit(hello)
@@ -116,12 +118,12 @@ class Session:
 
     async def _serve(self, hello: Hello) -> Ending:
         hop_s = self._hop_s if hello.hop_s is None else hello.hop_s
-        window_s = self._model.manifest.window_s if hello.window_s is None else hello.window_s
+        model = self._model
         stream = await self._in_thread(
-            lambda: self._model.stream(window_s, hop_s, on_result=self._take_result)
+            lambda: model.stream(hello.window_s, hop_s, mode=hello.mode, on_result=self._take_result)
         )
         try:
-            self._outgoing.put(self._welcome(hop_s, window_s))
+            self._outgoing.put(self._welcome(hello, hop_s))
             tasks = [asyncio.create_task(self._read(stream)), asyncio.create_task(self._write())]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -134,8 +136,9 @@ class Session:
             self._metrics.unread.inc(self._outgoing.lost)
             await self._in_thread(stream.close)
 
-    def _welcome(self, hop_s: float, window_s: float) -> dict[str, object]:
+    def _welcome(self, hello: Hello, hop_s: float) -> dict[str, object]:
         encoders = self._model.encoders
+        own_s = self._model.manifest.window_s if hello.mode == "window" else self._model.causal.window_s
         return {
             "type": "hello",
             "version": protocol.VERSION,
@@ -143,7 +146,8 @@ class Session:
             "modalities": [m for m in MODALITIES if self._model.manifest.extracts(m)],
             "emotions": list(EMOTIONS),
             "hop_s": hop_s,
-            "window_s": window_s,
+            "mode": hello.mode,
+            "window_s": own_s if hello.window_s is None else hello.window_s,
             "frame_rate_hz": encoders.frame_rate_hz,
             "max_message_bytes": protocol.MAX_MESSAGE_BYTES,
             "max_pixels": MAX_PIXELS,
