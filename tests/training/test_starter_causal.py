@@ -67,7 +67,7 @@ CONFIG = GhrnnCmaConfig(
     causal=True,
     window_s=4.0,
 )
-SILENCE_SENTIMENT, SILENCE_PROBABILITY = 0.3, 0.1
+SILENCE_SENTIMENT, SILENCE_PROBABILITY = 0.1, 0.05
 """How far ten minutes of nothing may move the shipped model's answer to what comes then."""
 
 JOY, ANGER = EMOTIONS.index("joy"), EMOTIONS.index("anger")

@@ -45,15 +45,10 @@ from affectrt_training.recipes.starter.tracks import Track
 AT_ONCE = " at once"
 """Ends the names of validation sets whose words come together when all has been said."""
 
-CAUSAL_SELECTED_BY = {
-    name: (metric, weight / 2 if name in ("mosi", "meld") else weight)
-    for name, (metric, weight) in [
-        *SELECTED_BY.items(),
-        *((n + AT_ONCE, SELECTED_BY[n]) for n in ("mosi", "meld")),
-    ]
-}
-"""As the window's, words that come one by one and at once counting half each."""
+_HALVED = {name: (SELECTED_BY[name][0], SELECTED_BY[name][1] / 2) for name in ("mosi", "meld")}
 
+CAUSAL_SELECTED_BY = {**SELECTED_BY, **_HALVED, **{name + AT_ONCE: by for name, by in _HALVED.items()}}
+"""As the window's, words that come one by one and at once counting half each."""
 
 CAUSAL = replace(STARTER, causal=True, window_s=4.0)
 """Shape of the starter's causal model: the fusion's, looking as far back as its window."""
