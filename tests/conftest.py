@@ -25,12 +25,13 @@ from affectrt.bundle import Manifest, write_bundle
 from affectrt.calibration import PRESENCE_KEYS, Calibration
 from affectrt.manifest import AudioSpec, FusionSpec, Metric, TextSpec, VisionSpec
 
-SLOWEST = (
+FIRST = (
+    "tests/export/test_package.py",
     "tests/kernels/test_cpp.py",
     "tests/test_starter.py",
-    "tests/export/test_package.py",
+    "tests/export/test_run.py",
 )
-"""Modules of minutes, the longest first."""
+"""What makes a bundle for others, then modules of minutes, the longest first."""
 
 # The tests share the processors with each other and with compilers: the time of one example says nothing.
 hypothesis.settings.register_profile("shared", deadline=None)
@@ -46,7 +47,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of several processes, none shall be left alone with a slow module at the end: those start first."""
     if hasattr(config, "workerinput"):
-        rank = {name: place for place, name in enumerate(SLOWEST)}
+        rank = {name: place for place, name in enumerate(FIRST)}
         items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 

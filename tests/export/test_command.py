@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 
 from affectrt.cli import main
-from affectrt_export.command import _print_starter
-from affectrt_export.gate import Int8Gate
-from affectrt_export.package import ExportReport
 from affectrt_export.progress import shown
 
 
@@ -38,15 +35,6 @@ def test_missing_weights_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     error = capsys.readouterr().err
     assert "[weights.not_found]" in error
     assert error.strip().splitlines()[-1].startswith("affectrt: [")
-
-
-def test_the_report_names_what_was_measured(
-    report: ExportReport, int8_gate: Int8Gate, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _print_starter(report)
-    shown_lines = capsys.readouterr().out
-    for part in ("text    int8", "fusion  fp32", "measured now", f"{int8_gate.mosi_valid_mae_int8:.4f}"):
-        assert part in shown_lines
 
 
 def test_stages_tell_on_stderr_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:

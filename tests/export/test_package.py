@@ -23,6 +23,7 @@ from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Tokenizer, words_of
 from affectrt_export import gate
+from affectrt_export.command import _print_starter
 from affectrt_export.gate import Int8Gate
 from affectrt_export.package import ExportReport, export_starter
 from affectrt_training.models.ghrnn_cma import GhrnnCma
@@ -152,6 +153,15 @@ def test_the_manifest_says_what_was_measured(
     assert figures["token_cosine_int8"].value == pytest.approx(report.token_cosine, abs=1e-5)
     assert report.token_cosine is not None and report.token_cosine > 0.99
     assert all(0 < difference < 1e-4 for difference in report.largest_difference.values())
+
+
+def test_the_report_names_what_was_measured(
+    report: ExportReport, int8_gate: Int8Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _print_starter(report)
+    shown_lines = capsys.readouterr().out
+    for part in ("text    int8", "fusion  fp32", "measured now", f"{int8_gate.mosi_valid_mae_int8:.4f}"):
+        assert part in shown_lines
 
 
 def test_the_fusion_weights_are_in_the_bundle_under_their_names(starter: Starter, bundle: Bundle) -> None:

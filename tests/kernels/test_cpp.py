@@ -58,7 +58,7 @@ def run(*command: str | Path, **environment: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-8000:]}"
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-30_000:]}"
     return done.stdout
 
 
@@ -117,6 +117,7 @@ def test_sanitizers() -> None:
         *[str(Path(__file__).parent / name) for name in CHECKED_MODULES],
         *("-k", CHECKED_TESTS),
         *("-p", "no:cacheprovider"),
+        "--capture=sys",  # what a sanitizer says before it ends the process isn't lost
         LD_PRELOAD=":".join(preloaded),
         # Python leaves memory to the end of the process. Fresh memory is NaN.
         ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:max_malloc_fill_size=1073741824:malloc_fill_byte=255",
