@@ -19,6 +19,7 @@ from affectrt.features.text import Word
 from affectrt.transcript import read_transcript
 from affectrt_training.recipes.starter import measure as figures
 from tests.clips import DEMO, beginning
+from tests.training.pushing import at_once, check, pushed, recording_of
 
 DATA = Path(os.environ["AFFECTRT_DATA"]) if "AFFECTRT_DATA" in os.environ else None
 needs_data = pytest.mark.skipif(DATA is None, reason="AFFECTRT_DATA names no folder with the data sets")
@@ -130,6 +131,36 @@ def test_a_stream_agrees_with_itself_over_chunkings(model: affectrt.Model) -> No
         return [affect.sentiment for affect in results]
 
     assert run([words]) == pytest.approx(run([[word] for word in words]), abs=1e-5)
+
+
+def test_incremental_results_turn_with_the_person(model: affectrt.Model) -> None:
+    results = at_once(model, recording_of(DEMO / "clip.mp4"), hop_s=1.0)
+    delight, outrage = (next(a for a in results if a.time_s == t) for t in (3.0, 14.0))
+    assert delight.sentiment > 0 > outrage.sentiment
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [DEMO / "clip.mp4", *(pytest.param(f"talk_0{k}.mp4", marks=needs_data) for k in (1, 3))],
+    ids=["demo", "talk_01", "talk_03"],
+)
+def test_incremental_results_are_those_of_the_whole_clip(model: affectrt.Model, clip: Path | str) -> None:
+    """However a clip is cut, ordered, repeated and polled on its way: as PyTorch says, offline."""
+    if isinstance(clip, str):
+        assert DATA is not None
+        clip = DATA / "clips" / clip
+    recording = recording_of(clip)
+    random = np.random.default_rng(len(recording.frames))
+    for _ in range(2):
+        results = pushed(
+            model,
+            recording,
+            cuts=random.integers(1_000, 9_000, 40).tolist(),
+            late_s={"sound": 0.2 * random.random(), "frame": 0.2 * random.random()},
+            polls=(random.random(7) < 0.5).tolist(),
+            twice=(random.random(5) < 0.3).tolist(),
+        )
+        check(model, results, recording)
 
 
 @needs_data

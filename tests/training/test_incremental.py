@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from operator import methodcaller
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -20,17 +19,15 @@ from safetensors.torch import save
 import affectrt
 from affectrt.affect import Affect
 from affectrt.errors import AffectError
-from affectrt.features.audio import as_mono, log_mel
+from affectrt.features.audio import log_mel
 from affectrt.features.causal_audio import SpeechGate
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word, words_of
 from affectrt.manifest import CausalSpec, Manifest
-from affectrt.media import AudioChunk, Media
-from affectrt.stream import Stream
 from affectrt.streaming.core import StreamCore
-from affectrt.transcript import read_transcript
 from affectrt_training.models.ghrnn_cma import GhrnnCmaConfig
 from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
+from tests.clips import DEMO
 from tests.conftest import _graph, _normal
 from tests.sdk.serving import voice
 from tests.training.offline_causal import (
@@ -38,13 +35,19 @@ from tests.training.offline_causal import (
     Sound,
     answers,
     face_rows,
-    uncalibrated,
     voice_rows,
 )
+from tests.training.pushing import (
+    RATE_HZ,
+    TOLERANCE,
+    at_once,
+    check,
+    core,
+    pieces,
+    pushed,
+    recording_of,
+)
 
-TOLERANCE = 1e-5
-RATE_HZ = 16_000
-DEMO = Path(__file__).parents[2] / "demo" / "clip.mp4"
 DILATION, CONTEXT_ROWS = 21, 7 + 21
 
 
@@ -88,65 +91,9 @@ def model(make_bundle: Callable[..., Path], tiny_manifest: Manifest) -> affectrt
     return affectrt.load(make_bundle(replace(tiny_manifest, causal=spec), members), threads=1)
 
 
-def core(model: affectrt.Model, hop_s: float = 0.1) -> StreamCore:
-    return StreamCore(model, None, hop_s, mode="incremental")
-
-
-def check(model: affectrt.Model, results: list[Affect], recording: Recording, first_s: float = 0.0) -> None:
-    """Every result is what the model says that knows the whole recording."""
-    ticks, sentiment, probabilities = answers(model, recording, first_s)
-    assert len(results) > 3
-    for affect in results:
-        k = int(np.flatnonzero(ticks <= affect.time_s + 1e-6)[-1])
-        assert affect.sentiment == pytest.approx(float(np.clip(sentiment[k], -3, 3)), abs=TOLERANCE)
-        np.testing.assert_allclose(uncalibrated(model, affect), probabilities[k], rtol=0, atol=TOLERANCE)
-
-
-Push = Callable[[StreamCore | Stream], object]
-
-
-def pieces(recording: Recording, cuts: list[int]) -> list[tuple[str, float, Push]]:
-    """What a capture would push, with the time at which it could."""
-    found: list[tuple[str, float, Push]] = []
-    turn = -1
-    for sound in recording.sounds:
-        at = 0
-        while at < len(sound.pcm):
-            turn += 1
-            length = min(cuts[turn % len(cuts)] * sound.rate_hz // RATE_HZ + 1, len(sound.pcm) - at)
-            start_s, part = sound.start_s + at / sound.rate_hz, sound.pcm[at : at + length]
-
-            push = methodcaller("push_audio", pcm=part, sample_rate=sound.rate_hz, start_s=start_s)
-            found.append(("sound", start_s + length / sound.rate_hz, push))
-            at += length
-    for frame, time_s in recording.frames:
-        found.append(("frame", time_s, methodcaller("push_frame", frame=frame, time_s=time_s)))
-    for word in recording.words:  # right before the sound that it ends with
-        found.append(("word", word.end_s - 1e-3, methodcaller("push_word", word=word)))
-    return found
-
-
-def at_once(model: affectrt.Model, recording: Recording, hop_s: float = 0.1) -> list[Affect]:
-    stream = core(model, hop_s)
-    for _, _, push in pieces(recording, [10**9]):
-        push(stream)
-    return stream.flush()
-
-
 @pytest.fixture(scope="module")
 def demo() -> Recording:
-    """The demo clip, as a camera and a microphone would give it."""
-    chunks, frames, rate = [], [], 0
-    with Media.open(DEMO, max_video_rate_hz=10.0) as media:
-        for item in media:
-            if isinstance(item, AudioChunk):
-                chunks.append(as_mono(item.pcm))
-                rate = item.sample_rate_hz
-            else:
-                frames.append((item.bgr, item.time_s))
-    pcm = np.concatenate(chunks)
-    words = read_transcript(DEMO.with_suffix(".srt"))
-    return Recording([Sound(pcm, rate, 0.0)], frames, words, max(len(pcm) / rate, frames[-1][1]))
+    return recording_of(DEMO / "clip.mp4")
 
 
 def excerpt(whole: Recording, start_s: float, end_s: float) -> Recording:
@@ -176,28 +123,6 @@ def test_results_in_between_are_left_out_ticks_are_not(model: affectrt.Model, de
 CUTS = st.lists(st.sampled_from([901, 1600, 5001, 8000]), min_size=1, max_size=6)
 LATE_S = st.sampled_from([0.0, 0.13, 0.4])
 TURNS = st.lists(st.booleans(), min_size=1, max_size=6)
-
-
-def pushed(
-    model: affectrt.Model,
-    recording: Recording,
-    cuts: list[int],
-    late_s: dict[str, float],
-    polls: list[bool],
-    twice: list[bool],
-) -> list[Affect]:
-    """The results when each modality comes in its own order, sound and pictures late, words when they are
-    said; polled after some pushes, some pushes repeated."""
-    # A stream waits for what it knows of: of each modality something comes in time.
-    turns = pieces(recording, [1000, *cuts])
-    first = {sort: at_s for sort, at_s, _ in reversed(turns)}
-    turns.sort(key=lambda turn: turn[1] + (late_s.get(turn[0], 0.0) if turn[1] > first[turn[0]] else 0.0))
-    stream, results = core(model), []
-    for number, (sort, _, push) in enumerate(turns):
-        for _ in range(2 if sort != "word" and twice[number % len(twice)] else 1):
-            push(stream)
-        results += stream.poll() if polls[number % len(polls)] else []
-    return results + stream.flush()
 
 
 @settings(max_examples=10)
