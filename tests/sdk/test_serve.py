@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -470,6 +471,48 @@ def test_who_reads_late_is_told_what_it_missed(
             heard += late.recv(65536)
     assert heard.count(b"serve.dropped") >= 1
     assert MAX_WAITING < heard.count(b"protocol.json") < count
+
+
+@pytest.mark.parametrize("gone", ["vision", "audio"])
+def test_a_device_that_goes_and_comes_back_is_told(server: Server, gone: str) -> None:
+    with Client(server, hello={"hop_s": 0.5}) as client:
+        for turn in range(70):
+            time_s = turn / 10
+            away = 10 <= turn < 50
+            if not (away and gone == "audio"):
+                client.sound(voice(0.1), time_s)
+            if not (away and gone == "vision"):
+                client.picture(jpeg_of(), time_s)
+        results = client.flush()
+    told = {(round(r["time_s"], 1), e["code"]) for r in results for e in r["events"] if gone in e["message"]}
+    assert {code for _, code in told} == {"modality_lost", "modality_back"}
+    assert 3.0 <= min(time_s for time_s, code in told if code == "modality_lost") <= 4.0
+    assert [r["time_s"] for r in results] == pytest.approx(np.arange(1, len(results) + 1) / 2, abs=0.1)
+
+
+def test_stalls_of_200_ms_cost_nobody_a_result(server: Server) -> None:
+    def stream(client: Client, stall_s: float) -> list[dict[str, Any]]:
+        for _ in range(6):
+            client.sound(voice(0.3))
+            sleep(0.3 - stall_s)
+            client.picture(jpeg_of())
+            sleep(stall_s)
+        return client.flush()
+
+    often = {"hop_s": 0.1}
+    with (
+        Client(server, hello=often) as stalling,
+        Client(server, hello=often) as other,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        both = list(pool.map(stream, (stalling, other), (0.2, 0.0)))
+    for results in both:
+        steps = np.diff([r["time_s"] for r in results[:-1]])  # the last one lies at the end
+        lost = {e["code"] for r in results for e in r["events"]} & {"modality_lost", "dropped_audio"}
+        assert len(results) >= 10 and not lost
+        # A machine that is busy with other tests leaves results out, and says so.
+        told = any(e["code"] == "dropped_results" for r in results for e in r["events"])
+        assert told or steps == pytest.approx(0.1, abs=1e-3)
 
 
 def test_a_connection_dropped_in_the_middle_of_a_message(server: Server) -> None:
