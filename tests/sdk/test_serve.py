@@ -499,7 +499,7 @@ def test_stalls_of_200_ms_cost_nobody_a_result(server: Server) -> None:
             sleep(stall_s)
         return client.flush()
 
-    often = {"hop_s": 0.1}
+    often: dict[str, object] = {"hop_s": 0.1}
     with (
         Client(server, hello=often) as stalling,
         Client(server, hello=often) as other,
