@@ -211,6 +211,9 @@ def test_level_normalisation_takes_out_the_gain_and_keeps_the_tilt() -> None:
     [
         (np.array([0.0, np.nan], np.float32), "audio.not_finite"),
         (np.array([0.0, -np.inf]), "audio.not_finite"),
+        (np.array([[np.inf, -np.inf]]), "audio.not_finite"),
+        (np.array([1e300]), "audio.not_finite"),
+        (np.array([[3e38, 3e38]], np.float32), "audio.range"),
         (np.zeros((2, 2, 2), np.float32), "audio.shape"),
         (np.zeros((2, 16_000), np.float32), "audio.shape"),
         (np.zeros(10, np.uint8), "audio.dtype"),

@@ -88,7 +88,8 @@ def as_mono(pcm: npt.ArrayLike) -> FloatArray:
             "audio.shape", f"audio: expected samples (N,) or (N, channels), got an array {samples.shape}"
         )
     if samples.dtype.kind == "f":
-        mono = samples.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+            mono = samples.astype(np.float32)
     elif samples.dtype in (np.int16, np.int32):
         mono = (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
     else:
@@ -96,10 +97,8 @@ def as_mono(pcm: npt.ArrayLike) -> FloatArray:
             "audio.dtype",
             f"audio: expected float samples in ±1, int16 or int32, got {samples.dtype}; convert them first",
         )
-    if mono.ndim == 2:
-        mono = mono.mean(axis=1)
     if not np.isfinite(mono).all():
-        first = int(np.flatnonzero(~np.isfinite(mono))[0])
+        first = int(np.argwhere(~np.isfinite(mono))[0][0])
         raise AffectError(
             "audio.not_finite",
             f"audio: sample {first} of {len(mono)} is NaN or infinite; replace such samples first",
@@ -109,6 +108,8 @@ def as_mono(pcm: npt.ArrayLike) -> FloatArray:
             "audio.range",
             f"audio: expected samples in ±1, got {np.abs(mono).max():.3g}; divide by the format's full scale",
         )
+    if mono.ndim == 2:
+        mono = mono.mean(axis=1)
     return np.ascontiguousarray(mono)
 
 
