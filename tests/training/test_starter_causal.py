@@ -67,7 +67,7 @@ CONFIG = GhrnnCmaConfig(
     causal=True,
     window_s=4.0,
 )
-SILENCE_SENTIMENT, SILENCE_PROBABILITY = 0.1, 0.05
+SILENCE_SENTIMENT, SILENCE_PROBABILITY = 0.1, 0.12
 """How far ten minutes of nothing may move the shipped model's answer to what comes then."""
 
 JOY, ANGER = EMOTIONS.index("joy"), EMOTIONS.index("anger")
@@ -191,8 +191,8 @@ def test_a_batch_holds_what_has_come() -> None:
 
 
 def _track(modality: Modality, emotion: int, count: int, generator: np.random.Generator) -> Track:
-    rows = torch.from_numpy(generator.normal(0, 0.5, (count, dims(CONFIG)[modality])))
-    rows[:, emotion] += 1.5
+    rows = torch.from_numpy(generator.normal(0, 0.3, (count, dims(CONFIG)[modality])))
+    rows[:, emotion] += 2.0
     return Track(rows.half(), 0.2 * torch.arange(1, count + 1, dtype=torch.float64))
 
 
@@ -236,7 +236,7 @@ def _clips(sources: Sources[Track]) -> list[Person[Track]]:
     ]
 
 
-MIXTURE = Mixture(mosi=40, sst=20, named_text=80, voices=60, faces=60, clips=20, composed=240)
+MIXTURE = Mixture(mosi=10, sst=5, named_text=15, voices=150, faces=20, clips=10, composed=50)
 
 
 def test_courses_are_streams(sources: Sources[Track]) -> None:
@@ -264,7 +264,7 @@ def test_a_face_is_seen_for_as_long_as_the_voice_is_heard(sources: Sources[Track
 
 
 def test_the_stage_learns_and_lets_go(sources: Sources[Track], tmp_path: Path) -> None:
-    recipe = CausalRecipe(model=CONFIG, mixture=MIXTURE, epochs=8, batch_size=16, lr=1e-2)
+    recipe = CausalRecipe(model=CONFIG, mixture=MIXTURE, epochs=8, batch_size=10, lr=1e-2)
     generator = np.random.default_rng(3)
     heard = [see(Person({"audio": [i]}, i.emotion, i.sentiment), generator) for i in sources.voices]
     best = train_causal(sources, _clips(sources), {"ravdess": heard}, tmp_path, recipe, seed=0)
@@ -354,7 +354,7 @@ PRAISE = "I loved every minute of it, this is wonderful!"
 ABUSE = "I hate you, you make me sick, get out of my house!"
 
 
-@pytest.mark.parametrize("text", [PRAISE, ABUSE])
+@pytest.mark.parametrize("text", [PRAISE, ABUSE, "the train leaves at five"])
 def test_ten_minutes_of_nothing_change_little(
     shipped: Starter, says: Callable[[str, float], Moment], text: str
 ) -> None:
