@@ -254,6 +254,27 @@ def test_courses_are_streams(sources: Sources[Track]) -> None:
     assert sum(len(batch["lengths"]) for batch in batches) == sum(vars(MIXTURE).values())
 
 
+def test_who_feels_but_one_thing_is_not_followed(sources: Sources[Track]) -> None:
+    joyful = [item for item in sources.voices if item.emotion[JOY] == 1.0]
+    only = Mixture(mosi=0, sst=0, named_text=0, voices=9, faces=0, clips=0, composed=0)
+    some = Sources(sources.named_text, sources.rated_text, joyful, sources.faces)
+    courses = Courses(some, [], only, 3, dims(CONFIG), seed=0)
+    assert {len(courses.draw("voices").moments) for _ in range(9)} == {1}
+    # Nor does anyone of whom nothing is known stop the drawing.
+    silent = [
+        Item([Track(torch.zeros(0, 7), torch.zeros(0, dtype=torch.float64))], _named(JOY), 0.0, "ravdess")
+    ]
+    courses = Courses(
+        Sources(sources.named_text, sources.rated_text, silent, sources.faces),
+        [],
+        only,
+        3,
+        dims(CONFIG),
+        seed=0,
+    )
+    assert all(bool(torch.isfinite(batch["weight"]).all()) for batch in courses)
+
+
 def test_a_face_is_seen_for_as_long_as_the_voice_is_heard(sources: Sources[Track]) -> None:
     generator = np.random.default_rng(2)
     voice = Item([_track("audio", JOY, 20, generator)], _named(JOY), float("nan"), "ravdess")
@@ -264,14 +285,14 @@ def test_a_face_is_seen_for_as_long_as_the_voice_is_heard(sources: Sources[Track
 
 
 def test_the_stage_learns_and_lets_go(sources: Sources[Track], tmp_path: Path) -> None:
-    recipe = CausalRecipe(model=CONFIG, mixture=MIXTURE, epochs=8, batch_size=10, lr=1e-2)
+    recipe = CausalRecipe(model=CONFIG, mixture=MIXTURE, epochs=5, batch_size=5, lr=6e-3)
     generator = np.random.default_rng(3)
     heard = [see(Person({"audio": [i]}, i.emotion, i.sentiment), generator) for i in sources.voices]
     best = train_causal(sources, _clips(sources), {"ravdess": heard}, tmp_path, recipe, seed=0)
     model = CausalGhrnnCma(CONFIG)
     fill(model, load_file(best), "causal")
     model.eval()
-    assert score(heard, predict(model, heard))["accuracy"] > 0.8
+    assert score(heard, predict(model, heard))["accuracy"] > 0.7
     # Someone angry right after someone happy.
     happy, angry = (_track("audio", e, 8, generator) for e in (JOY, ANGER))
     first = Moment({"audio": happy.rows}, {"audio": happy.times_s}, _named(JOY), float("nan"))
