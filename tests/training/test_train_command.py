@@ -119,6 +119,7 @@ def test_a_run_is_neither_lost_nor_mistaken(
         (["mulg", "--data", "x", "--config", "none.yaml"], "config.not_found", "none.yaml"),
         (["mulg", "--data", "nowhere.npz"], "data.not_found", "nowhere.npz"),
         (["mulg", "--data", "x", "--restart", "text"], "cli.usage", "--recipe starter"),
+        (["mulg", "--data", "x", "--keep", "y.safetensors"], "cli.usage", "--recipe starter"),
         (["mulg", "--data", "x", "--resume", "--overwrite"], "cli.usage", "not allowed with"),
         (["mulg", "--recipe", "starter"], "cli.usage", "not allowed with"),
     ],

@@ -70,6 +70,7 @@ LATE_WEIGHT = 0.3
 """Of the end of a tail, beside the last evidence."""
 
 _EPS = 1e-9
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class Moment:
         """The same with fewer modalities."""
         rows, times = ({m: x for m, x in of.items() if m in present} for of in (self.rows, self.times_s))
         return Moment(rows, times, self.emotion, self.sentiment)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is any evidence."""
+        return any(map(len, self.rows.values()))
 
     @property
     def begins_s(self) -> float:
@@ -187,21 +193,25 @@ class Courses(IterableDataset[dict[str, Tensor]]):
     def draw(self, kind: str) -> Course:
         """A course whose first moment is of this kind."""
         draw = self.generator
-        moments = [self._moment(kind, _some(LEAD_S, LONG_LEAD, draw))]
-        if draw.random() < SECOND_MOMENT:
-            start_s = moments[0].ends_s + _some(PAUSE_S, LONG_PAUSE, draw)
-            kind = self.kinds[draw.integers(len(self.kinds))]
-            moments.append(self._moment(kind, start_s, other_than=moments[0].emotion))
+        for _ in range(_TRIES):  # of a few nothing is known: no speech, or nothing that the tokenizer reads
+            first = lay(self._anyone(kind), _some(LEAD_S, LONG_LEAD, draw), draw)
+            if first.known:
+                break
+        second = self._follow(first) if draw.random() < SECOND_MOMENT else []
+        moments = [first, *second]
         return Course(moments, moments[-1].ends_s + draw.uniform(0.0, TAIL_S))
 
-    def _moment(self, kind: str, start_s: float, other_than: Tensor | None = None) -> Moment:
-        """Anyone of this kind of whom something is known, and of another emotion."""
-        while True:
-            person = self._anyone(kind)
-            if other_than is None or float(person.emotion @ other_than) < 0.5:
-                moment = lay(person, start_s, self.generator)
-                if any(map(len, moment.rows.values())):
-                    return moment
+    def _follow(self, first: Moment) -> list[Moment]:
+        """Someone of any kind and another emotion after it, if there is anyone."""
+        draw = self.generator
+        start_s = first.ends_s + _some(PAUSE_S, LONG_PAUSE, draw)
+        for _ in range(_TRIES):
+            person = self._anyone(self.kinds[draw.integers(len(self.kinds))])
+            if float(person.emotion @ first.emotion) < 0.5:
+                second = lay(person, start_s, draw)
+                if second.known:
+                    return [second]
+        return []
 
     def _anyone(self, kind: str) -> Person[Track]:
         draw = self.generator
