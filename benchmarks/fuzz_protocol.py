@@ -1,4 +1,5 @@
-"""Fuzzes the WebSocket protocol of ``affectrt serve``: messages of every kind, right, bent and broken.
+"""Fuzzes the WebSocket protocol of ``affectrt serve``: messages of every kind, right, bent and broken, in
+both modes where the bundle has both.
 
     python -m benchmarks.fuzz_protocol starter.affect --minutes 10
 
@@ -88,7 +89,7 @@ def text_message(chance: random.Random) -> str:
     fields: dict[str, Any] = {"type": kind}
     if kind == "text" or chance.random() < 0.1:
         fields["text"] = chance.choice(_STRINGS if chance.random() < 0.8 else _NUMBERS)
-    for name in ("start_s", "end_s", "version", "token", "hop_s", "window_s", "x"):
+    for name in ("start_s", "end_s", "version", "token", "hop_s", "window_s", "mode", "x"):
         if chance.random() < 0.05:
             fields[name] = chance.choice((*_NUMBERS, *_STRINGS, chance.uniform(0, 20)))
     text = json.dumps(fields, ensure_ascii=chance.random() < 0.5)
@@ -102,6 +103,7 @@ class Fuzzer:
     """A server, a bystander, and conversations that try to disturb both."""
 
     def __init__(self, model: affectrt.Model) -> None:
+        self._modes = ("window", "incremental") if model.manifest.causal is not None else ("window",)
         self._server = Server(model, Settings(port=0, hop_s=1.0, session_limit=3))
         self._url = self._server.url.replace("http", "ws", 1) + "v1/stream"
         self._thread = threading.Thread(target=self._server.run)
@@ -136,7 +138,7 @@ class Fuzzer:
         with connect(self._url, compression=None, max_queue=None) as socket:
             try:
                 if chance.random() < 0.95:
-                    _greet(socket)
+                    _greet(socket, chance.choice(self._modes))
                 for _ in range(chance.randrange(1, 40)):
                     make = chance.choice((binary_message, text_message))
                     socket.send(make(chance))
@@ -165,8 +167,8 @@ class Fuzzer:
         assert (message["type"], message["time_s"]) == ("result", self._bystander_s), f"{where}: {message}"
 
 
-def _greet(socket: ClientConnection) -> None:
-    socket.send('{"type": "hello", "version": 1}')
+def _greet(socket: ClientConnection, mode: str = "window") -> None:
+    socket.send(json.dumps({"type": "hello", "version": 1, "mode": mode}))
     json.loads(socket.recv(timeout=PATIENCE_S))
 
 
