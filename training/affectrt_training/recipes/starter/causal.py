@@ -54,8 +54,10 @@ CAUSAL = replace(STARTER, causal=True, window_s=4.0)
 """Shape of the starter's causal model: the fusion's, looking as far back as its window."""
 
 
-QUARTER = Mixture(mosi=950, sst=1000, named_text=2000, voices=750, faces=1500, clips=200, composed=3000)
-"""A quarter of the fusion's mixture."""
+FIRST_MOMENTS = Mixture(
+    mosi=950, sst=1000, named_text=2000, voices=2000, faces=1500, clips=200, composed=3000
+)
+"""A quarter of the fusion's mixture, but for voices: they are what the window's encoder hears otherwise."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class CausalRecipe:
 
     model: GhrnnCmaConfig = CAUSAL
     """Its shape."""
-    mixture: Mixture = QUARTER
+    mixture: Mixture = FIRST_MOMENTS
     """What the first moments of an epoch's courses are. Fewer than the fusion's: a course has a hundred
     labelled ticks, and training begins with the fusion's weights."""
-    epochs: int = 3
+    epochs: int = 7
     """Epochs of the mixture."""
     batch_size: int = 64
     """Courses per step."""
