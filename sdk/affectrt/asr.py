@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affectrt.errors import require
-from affectrt.features.audio import as_mono, check_rate
+from affectrt.features.log_mel import as_mono, check_rate
 from affectrt.features.text import Word
 
 RATE_HZ = 16_000
@@ -30,7 +30,8 @@ _VARIANT = re.compile(r"\(\d+\)$")
 def transcribe(pcm: npt.ArrayLike, sample_rate_hz: int) -> list[Word]:
     """English words in ``pcm`` (N,) or (N, channels), in order; no speech → no words.
 
-    Times count from the first sample. Raises as :func:`~affectrt.features.audio.as_mono`, ``extra.missing``.
+    Times count from the first sample. Raises as :func:`~affectrt.features.log_mel.as_mono`, and
+    ``extra.missing``.
     """
     sphinx = require("pocketsphinx", "asr")
     mono = as_mono(pcm)

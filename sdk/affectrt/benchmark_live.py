@@ -280,7 +280,7 @@ def _made_up() -> Scene:
 
 def _of_clip(path: Path, transcript: str | os.PathLike[str] | None) -> Scene:
     """Its first seconds; pictures cut to a square and scaled."""
-    from affectrt.features.audio import as_mono
+    from affectrt.features.log_mel import as_mono
     from affectrt.media import AudioChunk, Media
 
     cv2: Any = require("cv2", "media")

@@ -16,8 +16,9 @@ from affectrt.once import Once
 
 if TYPE_CHECKING:
     from affectrt.bundle import Bundle
-    from affectrt.features.audio import AudioConfig, AudioFeatures
+    from affectrt.features.audio import AudioFeatures
     from affectrt.features.causal_audio import CausalAudioFeatures
+    from affectrt.features.log_mel import AudioConfig
     from affectrt.features.vision import VisionConfig, VisionFeatures
 
 Spec = TypeVar("Spec", TextSpec, AudioSpec, VisionSpec)
@@ -124,7 +125,7 @@ class Encoders:
 
     def audio_config(self) -> AudioConfig:
         """How sound becomes log-mel rows."""
-        from affectrt.features.audio import AudioConfig
+        from affectrt.features.log_mel import AudioConfig
 
         spec = self._spec("audio", AudioSpec)
         return AudioConfig(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from affectrt.asr import PEAK, RATE_HZ, new_decoder, words_heard
 from affectrt.errors import AffectError, require
-from affectrt.features.audio import as_mono
+from affectrt.features.log_mel import as_mono
 from affectrt.features.text import Word
 from affectrt.sources.source import Sound
 from affectrt.stream import Stream

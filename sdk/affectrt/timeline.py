@@ -48,7 +48,7 @@ class Intake(Protocol):
         ...
 
     def push_audio(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> None:
-        """Take samples. Raises as :meth:`affectrt.features.audio.TimedLogMel.push`."""
+        """Take samples. Raises as :meth:`affectrt.features.log_mel.TimedLogMel.push`."""
         ...
 
     def end_audio(self) -> None:

@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel
 
 from affectrt.bundle import Bundle
 from affectrt.calibration import PRESENCE_KEYS
-from affectrt.features.audio import AudioConfig
+from affectrt.features.log_mel import AudioConfig
 from affectrt.features.vision import VisionConfig
 from affectrt_export import graphs
 from affectrt_export.gate import Int8Gate, probe_sentences

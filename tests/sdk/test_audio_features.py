@@ -13,16 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affectrt.errors import AffectError
-from affectrt.features.audio import (
-    LOG_MEL_SCALE,
-    AudioConfig,
-    AudioFeatures,
-    LogMel,
-    as_mono,
-    level_normalise,
-    log_mel,
-    voiced,
-)
+from affectrt.features.audio import LOG_MEL_SCALE, AudioFeatures, level_normalise, voiced
+from affectrt.features.log_mel import AudioConfig, LogMel, as_mono, log_mel
 from affectrt.media import read_audio
 
 RATE_HZ = 16_000

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 import affectrt
 from affectrt.affect import EMOTIONS
-from affectrt.features.audio import log_mel, stands_out, take_out, voice_and_hiss
+from affectrt.features.audio import stands_out, take_out, voice_and_hiss
+from affectrt.features.log_mel import log_mel
 from affectrt.features.text import Word
 from affectrt.features.vision import VisionFeatures
 from affectrt_training.models.ghrnn_cma import GhrnnCmaConfig

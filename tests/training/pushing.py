@@ -11,7 +11,7 @@ import pytest
 
 import affectrt
 from affectrt.affect import Affect
-from affectrt.features.audio import as_mono
+from affectrt.features.log_mel import as_mono
 from affectrt.media import AudioChunk, Media
 from affectrt.stream import Stream
 from affectrt.streaming.core import StreamCore

@@ -19,8 +19,8 @@ from safetensors.torch import save
 import affectrt
 from affectrt.affect import Affect
 from affectrt.errors import AffectError
-from affectrt.features.audio import log_mel
 from affectrt.features.causal_audio import SpeechGate
+from affectrt.features.log_mel import log_mel
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word, words_of
 from affectrt.manifest import CausalSpec, Manifest

@@ -19,7 +19,8 @@ import torch
 
 from affectrt.affect import EMOTIONS
 from affectrt.errors import AffectError
-from affectrt.features.audio import level_normalise, log_mel
+from affectrt.features.audio import level_normalise
+from affectrt.features.log_mel import log_mel
 from affectrt.media import read_audio
 from affectrt_training.data import raw
 from affectrt_training.data.assemble import Reading

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from affectrt.affect import EMOTIONS, Modality
-from affectrt.features.audio import AudioConfig, log_mel
 from affectrt.features.causal_audio import CausalAudioFeatures
+from affectrt.features.log_mel import AudioConfig, log_mel
 from affectrt.features.sequence import FloatArray
 from affectrt.features.text import WORDS_PER_SECOND, TextFeatures, Tokenizer, words_of
 from affectrt_training.data.text import Sentence

@@ -19,14 +19,12 @@ from affectrt.features.audio import (
     FLOOR_REACH_S,
     FLOOR_SMOOTHING_S,
     MIN_VOICED_S,
-    AudioConfig,
     BoolArray,
-    TimedLogMel,
-    TimedRows,
     stands_out,
     take_out,
     voice_and_hiss,
 )
+from affectrt.features.log_mel import AudioConfig, TimedLogMel, TimedRows
 from affectrt.features.sequence import FeatureSequence, FloatArray, TimeArray
 
 SPEECH_HOLD_S = 2.0
@@ -127,7 +125,7 @@ class CausalAudioFeatures:
         self._first = self._next = 0
 
     def push_audio(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> None:
-        """Take samples; as :meth:`affectrt.features.audio.TimedLogMel.push`.
+        """Take samples; as :meth:`affectrt.features.log_mel.TimedLogMel.push`.
 
         What a resampler holds back depends on how the samples were cut, so where one is needed rows count as
         known :data:`RESAMPLER_S` later, and those of that time before a gap never.

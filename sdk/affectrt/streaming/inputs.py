@@ -57,7 +57,7 @@ def check_times(*times_s: float) -> None:
 
 def checked_audio(encoders: Encoders, pcm: npt.ArrayLike, sample_rate: int) -> FloatArray:
     """A copy of the samples, mono. Raises as :meth:`affectrt.stream.Stream.push_audio`."""
-    from affectrt.features.audio import as_mono, check_rate
+    from affectrt.features.log_mel import as_mono, check_rate
 
     encoders.check_extractor("audio")
     check_rate(sample_rate)

@@ -26,7 +26,8 @@ from affectrt.affect import MODALITIES, Modality
 from affectrt.backends import Graph
 from affectrt.cli.output import output_file, progress
 from affectrt.errors import AffectError, require
-from affectrt.features.audio import AudioConfig, AudioFeatures
+from affectrt.features.audio import AudioFeatures
+from affectrt.features.log_mel import AudioConfig
 from affectrt.features.vision import VisionConfig, VisionFeatures, crop_face
 from affectrt.media import AudioChunk, Media, read_image
 from affectrt_training.data.assemble import Assembly

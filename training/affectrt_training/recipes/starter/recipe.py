@@ -16,7 +16,7 @@ from torch import Tensor
 from affectrt.affect import Modality
 from affectrt.calibration import presence_key
 from affectrt.errors import AffectError
-from affectrt.features.audio import AudioConfig
+from affectrt.features.log_mel import AudioConfig
 from affectrt.features.text import Tokenizer
 from affectrt.features.vision import VisionConfig
 from affectrt_training.data import text as corpora

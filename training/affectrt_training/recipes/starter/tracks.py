@@ -17,8 +17,8 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from affectrt.features.audio import AudioConfig, TimedRows
 from affectrt.features.causal_audio import CausalAudioFeatures
+from affectrt.features.log_mel import AudioConfig, TimedRows
 from affectrt.features.text import WORDS_PER_SECOND, Tokenizer
 from affectrt.features.vision import FaceTracker, VisionConfig
 from affectrt.media import Media, VideoFrame

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from affectrt.affect import EMOTIONS
-from affectrt.features.audio import level_normalise, log_mel
+from affectrt.features.audio import level_normalise
+from affectrt.features.log_mel import log_mel
 from affectrt.media import read_audio
 from affectrt_training.data.voice import Recording, acted_speech
 from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
