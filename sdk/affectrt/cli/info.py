@@ -40,6 +40,9 @@ def glance(bundle: Bundle, path: Path) -> str:
     """The manifest in at most 80 columns (names and licence may be longer)."""
     m = bundle.manifest
     total = sum(member.bytes for member in m.members.values())
+    streams = "no: its streams are of windows"
+    if m.causal is not None:
+        streams = f"yes: a causal model, a tick every {m.causal.tick_s:g} s (--mode incremental)"
     lines = [
         f"{path}: {m.name}, {m.family}, {_megabytes(total)}; schema {m.schema}, every hash is right",
         f"sha256   {bundle.sha256}",
@@ -47,6 +50,7 @@ def glance(bundle: Bundle, path: Path) -> str:
         "",
         *(f"{modality:<8} {_features(spec)}" for modality, spec in m.specs.items()),
         f"fusion   over windows of {m.window_s:g} s; intervals cover {m.calibration.coverage:.0%}",
+        f"causal   {streams}",
         *_backends(bundle),
         "",
         f"{'member':<24}{'size':>10}  precision",
