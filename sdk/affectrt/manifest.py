@@ -211,10 +211,11 @@ class Manifest:
             }
         calibrations = {"calibration": self.calibration}
         if self.causal is not None:
-            positive["causal.tick_s"] = self.causal.tick_s
+            if not 0.01 <= self.causal.tick_s <= 1.0:
+                refuse(where, "causal.tick_s", "0.01 to 1 seconds", self.causal.tick_s)
             calibrations["causal.calibration"] = self.causal.calibration
-            if self.causal.audio_context_rows < 0:
-                refuse(where, "causal.audio_context_rows", "0 or more", self.causal.audio_context_rows)
+            if not 0 <= self.causal.audio_context_rows <= 1000:
+                refuse(where, "causal.audio_context_rows", "0 to 1000", self.causal.audio_context_rows)
         for name, value in positive.items():
             if not value > 0:
                 refuse(where, name, "a number above 0", value)

@@ -388,8 +388,8 @@ def test_a_bundle_whose_causal_model_is_broken_fails_at_once(make_causal: Callab
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"tick_s": 0.0}, "causal.tick_s: expected a number above 0"),
-        ({"audio_context_rows": -1}, "causal.audio_context_rows: expected 0 or more"),
+        ({"tick_s": 1e-9}, "causal.tick_s: expected 0.01 to 1 seconds"),
+        ({"audio_context_rows": -1}, "causal.audio_context_rows: expected 0 to 1000"),
     ],
 )
 def test_what_the_manifest_says_of_the_causal_model_is_checked(

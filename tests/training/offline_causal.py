@@ -71,25 +71,48 @@ def torch_model(model: affectrt.Model) -> CausalGhrnnCma:
     return module.eval().double()
 
 
+def _stretches(model: affectrt.Model, sounds: Sequence[Sound]) -> list[list[tuple[Floats, float]]]:
+    """Log-mel rows with the times at which they are known; gaps of half a second at most are filled."""
+    config = model.encoders.audio_config()
+    found: list[list[tuple[Floats, float]]] = []
+    last_s, delay_s = -np.inf, 0.0
+    for sound in sounds:
+        rows = log_mel(sound.pcm, sound.rate_hz, config)
+        ends = sound.start_s + config.frame_length_s + np.arange(len(rows)) * config.hop_s
+        delay = 0.0 if sound.rate_hz == config.sample_rate_hz else max(0.1, 1100 / sound.rate_hz)
+        if not found or ends[0] - last_s > 0.5:
+            found.append([])
+            delay_s = 0.0
+        delay_s = max(delay_s, delay)
+        if found[-1]:
+            for _ in range(round((ends[0] - last_s) / config.hop_s) - 1):
+                found[-1].append((found[-1][-1][0], ends[0] + delay_s))
+        for row, end_s in zip(rows, ends, strict=True):
+            if end_s + delay_s <= sound.start_s + len(sound.pcm) / sound.rate_hz + 1e-6:
+                found[-1].append((row, end_s + delay_s))
+                last_s = end_s
+    return found
+
+
 def voice_rows(model: affectrt.Model, sounds: Sequence[Sound]) -> Rows:
-    """States of speech, each at the time when its last row had ended."""
+    """States of speech, each at the time when all that it rests on was known."""
     config, context = model.encoders.audio_config(), model.causal.spec.audio_context_rows
     step = config.rows_per_state
     ahead = context // step
     values, times = [], []
     voice_sum = voice_count = all_sum = all_count = 0.0
     held: list[int] = []
-    for sound in sounds:
-        rows = log_mel(sound.pcm, sound.rate_hz, config)
-        delay_s = 0.0 if sound.rate_hz == config.sample_rate_hz else 0.1
-        known_s = config.frame_length_s + np.arange(len(rows)) * config.hop_s + delay_s
-        rows = rows[: int((known_s <= len(sound.pcm) / sound.rate_hz + 1e-6).sum()) // step * step]
+    for stretch in _stretches(model, sounds):
+        count = len(stretch) // step * step
+        if not count:
+            continue
+        rows = np.stack([row for row, _ in stretch[:count]])
         voice, hiss = voice_and_hiss(rows, config)
         quiet = [voice[max(0, i - 4) : i + 1].mean(dtype=np.float64) for i in range(len(voice))]
-        floors = np.array([min([np.inf, *quiet][max(0, i - 100) + 1 : i + 2]) for i in range(len(voice))])
+        floors = np.array([min(quiet[max(0, i - 100) : i + 1]) for i in range(len(voice))])
         speech = stands_out(voice, hiss, floors)
         normal, heard = [], []
-        for start in range(0, len(rows), step):
+        for start in range(0, count, step):
             block, said = rows[start : start + step], speech[start : start + step]
             means = block.mean(axis=1, dtype=np.float64)
             fade = exp(-step / (10.0 / config.hop_s))
@@ -99,14 +122,11 @@ def voice_rows(model: affectrt.Model, sounds: Sequence[Sound]) -> Rows:
             normal.append(take_out(level, block))
             held = [*held, int(said.sum())][-25:]
             heard.append(sum(held) * config.hop_s >= 0.3)
-        if not normal:
-            continue
         (states,) = model.encoders.audio_graph(log_mel=np.concatenate(normal)[None])
         for k in range(len(normal) - ahead):
             if heard[k + ahead]:
                 values.append(states[0][k])
-                last = (k + ahead + 1) * step - 1
-                times.append(sound.start_s + known_s[last])
+                times.append(stretch[(k + ahead + 1) * step - 1][1])
     return Rows(np.array(values, np.float32).reshape(-1, model.manifest.dim("audio")), np.array(times))
 
 
@@ -123,12 +143,12 @@ def word_rows(
     model: affectrt.Model, words: Sequence[Word], ticks: NDArray[np.float64]
 ) -> list[Floats | None]:
     """At every tick the mean state of the tokens of the words that ended since the last, read with those of
-    the window before."""
+    the ten seconds before."""
     found: list[Floats | None] = []
     last_s = -np.inf
     for time_s in ticks:
         fresh = [w for w in words if last_s < w.end_s <= time_s]
-        context = [w for w in words if time_s - model.causal.window_s < w.end_s <= last_s]
+        context = [w for w in words if time_s - 10.0 < w.end_s <= last_s]
         last_s = time_s
         if not fresh:
             found.append(None)

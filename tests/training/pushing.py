@@ -64,6 +64,10 @@ def pieces(recording: Recording, cuts: list[int]) -> list[tuple[str, float, Push
         while at < len(sound.pcm):
             turn += 1
             length = min(cuts[turn % len(cuts)] * sound.rate_hz // RATE_HZ + 1, len(sound.pcm) - at)
+            if (
+                len(sound.pcm) - at - length < 0.06 * sound.rate_hz
+            ):  # a repeat of less is taken for more sound
+                length = len(sound.pcm) - at
             start_s, part = sound.start_s + at / sound.rate_hz, sound.pcm[at : at + length]
 
             push = methodcaller("push_audio", pcm=part, sample_rate=sound.rate_hz, start_s=start_s)

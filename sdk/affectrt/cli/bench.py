@@ -13,7 +13,7 @@ from affectrt.backends.choice import known_backends
 from affectrt.cli import Command
 from affectrt.cli.bench_live import add_live_options, run_live
 from affectrt.cli.output import output_file, progress
-from affectrt.errors import require
+from affectrt.errors import AffectError, require
 
 REFUSED_STATUS = 1
 
@@ -75,6 +75,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.stream is not None or args.soak is not None:
         return run_live(args)
+    if args.mode != "window":
+        raise AffectError("bench.settings", "bench: --mode is of streams; add --stream or --soak")
     if args.html is not None:
         require("matplotlib", "plot")  # before minutes of work
     with ExitStack() as stack:

@@ -46,7 +46,7 @@ def add_mode_option(parser: argparse.ArgumentParser) -> None:
         choices=get_args(StreamMode),
         default="window",
         help="window: every result is computed anew from the last seconds; incremental: the bundle's causal "
-        "model carries its state along, which costs less (default: window)",
+        "model carries its state along, which costs less when results come often (default: window)",
     )
 
 

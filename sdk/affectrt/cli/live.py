@@ -53,6 +53,8 @@ def _check(args: argparse.Namespace) -> None:
         wrong = "--file stands for camera and microphone; leave these out"
     elif args.transcript is not None and args.file is None:
         wrong = "--transcript goes with --file: nobody knows yet what will be said"
+    elif args.replay is not None and args.mode != "window":
+        wrong = "--replay computes nothing anew; leave out --mode"
     elif args.mode == "incremental" and args.window is not None:
         wrong = "--mode incremental looks back as far as its model learned; leave out --window"
     elif args.transcript is not None and args.asr is not None:

@@ -30,8 +30,9 @@ from affectrt.features.sequence import FeatureSequence, FloatArray, TimeArray
 SPEECH_HOLD_S = 2.0
 """A state is of speech when :data:`~affectrt.features.audio.MIN_VOICED_S` of so long before it was voiced."""
 
-RESAMPLER_S = 0.1
-"""More than a resampler ever holds back."""
+MAX_DROPOUT_S = 0.5
+"""A shorter gap is a fault of the microphone or the network: the row before it fills it. Over a longer one
+no state reaches."""
 
 LEVEL_FADES_S = 10.0
 """After so long, what was heard counts for the level by a factor of e less."""
@@ -117,9 +118,13 @@ class CausalAudioFeatures:
         """Before the first row after a gap: no state rests on rows of both sides."""
         self._gate = SpeechGate(self._config)
         self._delay_s = 0.0
-        # Rows that make no block yet or are not known yet, with the times at which they will be.
+        # Rows that make no block yet or are not known yet: when they ended, when they will be known.
         self._open = np.zeros((0, self._config.n_mels), np.float32)
-        self._open_s = np.zeros(0)
+        self._ends_s = np.zeros(0)
+        self._known_s = np.zeros(0)
+        # The newest row that was known, and when it ended.
+        self._last: tuple[FloatArray, float] | None = None
+        self._resumes = False
         # Normalised rows, a block per state, from the one that the next state needs first.
         self._blocks: deque[tuple[FloatArray, float, bool]] = deque()
         self._first = self._next = 0
@@ -128,35 +133,68 @@ class CausalAudioFeatures:
         """Take samples; as :meth:`affectrt.features.log_mel.TimedLogMel.push`.
 
         What a resampler holds back depends on how the samples were cut, so where one is needed rows count as
-        known :data:`RESAMPLER_S` later, and those of that time before a gap never.
+        known that much later, and those that weren't known yet when a gap began never.
         """
+        ended_s = self._log_mel.heard_until_s
         for rows in self._log_mel.push(pcm, sample_rate_hz, start_s):
+            if rows.begins:
+                self._drop_unknown(ended_s)
             if not rows.held_back:
-                self._open_rows(rows, sample_rate_hz != self._config.sample_rate_hz)
+                self._open_rows(rows, _held_back_s(sample_rate_hz, self._config))
         self._take_known(self._log_mel.heard_until_s)
 
     def push_rows(self, rows: TimedRows) -> None:
         """Take log-mel rows that the caller computed. However they are cut, the states are the same."""
-        self._open_rows(rows, False)
+        self._open_rows(rows, 0.0)
         self._take_known(inf)
 
-    def _open_rows(self, rows: TimedRows, resampled: bool) -> None:
-        if rows.begins:
+    def _drop_unknown(self, ended_s: float) -> None:
+        """When sound stopped at ``ended_s``."""
+        known = int(np.searchsorted(self._known_s, ended_s + _TIME_EPS, side="right"))
+        self._keep(slice(known))
+        if known:
+            self._last = (self._open[-1], float(self._ends_s[-1]))
+
+    def _open_rows(self, rows: TimedRows, delay_s: float) -> None:
+        self._resumes |= rows.begins
+        if not len(rows.rows):
+            return
+        if self._resumes:
+            self._resume(float(rows.times_s[0]), delay_s)
+        self._delay_s = max(self._delay_s, delay_s)
+        self._add(rows.rows, rows.times_s, rows.times_s + self._delay_s)
+
+    def _resume(self, time_s: float, delay_s: float) -> None:
+        """After a gap that the row of ``time_s`` ends."""
+        self._resumes = False
+        if self._last is None or time_s - self._last[1] > MAX_DROPOUT_S:
             self._encode(inf)
             self._start_stretch()
-        if resampled:
-            self._delay_s = RESAMPLER_S
-        self._open = np.concatenate([self._open, rows.rows])
-        self._open_s = np.concatenate([self._open_s, rows.times_s + self._delay_s])
+            return
+        row, last_s = self._last
+        times = np.arange(last_s + self._config.hop_s, time_s - self._config.hop_s / 2.0, self._config.hop_s)
+        # Nobody knew how long the gap is before it was over.
+        known_s = np.full(len(times), time_s + max(self._delay_s, delay_s))
+        self._add(np.repeat(row[None], len(times), axis=0), times, known_s)
+
+    def _add(self, rows: FloatArray, ends_s: TimeArray, known_s: TimeArray) -> None:
+        self._open = np.concatenate([self._open, rows])
+        self._ends_s = np.concatenate([self._ends_s, ends_s])
+        self._known_s = np.concatenate([self._known_s, known_s])
+
+    def _keep(self, some: slice) -> None:
+        self._open, self._ends_s, self._known_s = self._open[some], self._ends_s[some], self._known_s[some]
 
     def _take_known(self, time_s: float) -> None:
         """The blocks that are known by then."""
         step = self._step
         taken = 0
-        while taken + step <= len(self._open) and self._open_s[taken + step - 1] <= time_s + _TIME_EPS:
-            self._take(self._open[taken : taken + step], float(self._open_s[taken + step - 1]))
+        while taken + step <= len(self._open) and self._known_s[taken + step - 1] <= time_s + _TIME_EPS:
+            self._take(self._open[taken : taken + step], float(self._known_s[taken + step - 1]))
             taken += step
-        self._open, self._open_s = self._open[taken:], self._open_s[taken:]
+        if taken:
+            self._last = (self._open[taken - 1], float(self._ends_s[taken - 1]))
+        self._keep(slice(taken, None))
 
     def until(self, time_s: float) -> FeatureSequence:
         """The states (T, dim) that are known at ``time_s`` and were not given yet, each with the time at
@@ -193,3 +231,8 @@ class CausalAudioFeatures:
         while self._first < self._next - self._back:
             self._blocks.popleft()
             self._first += 1
+
+
+def _held_back_s(sample_rate_hz: int, config: AudioConfig) -> float:
+    """More than the resampler ever holds back of this rate, as measured from 1 to 96 kHz."""
+    return 0.0 if sample_rate_hz == config.sample_rate_hz else max(0.1, 1100.0 / sample_rate_hz)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import numpy.typing as npt
 
-from affectrt.affect import Affect, Event
+from affectrt.affect import Affect, Event, Modality
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word, words_of
@@ -25,7 +25,6 @@ from affectrt.streaming.incremental import IncrementalMode
 from affectrt.streaming.inputs import (
     Frames,
     Input,
-    Kind,
     audio_inputs,
     check_times,
     checked_audio,
@@ -62,7 +61,7 @@ class StreamCore:
 
     Results lie at multiples of ``hop_s``; each rests on what came before it and is due once the newest time
     of any modality reaches it. Inputs carry their own times, in seconds on any one clock. Incremental results
-    are final, so they wait for sound and pictures that are not there yet, a second at most.
+    are final, so they wait for sound and pictures that are not there yet, 1.5 seconds at most.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class StreamCore:
     def _forget(self) -> None:
         """Before the first input."""
         self._mode = self._new_mode()
-        self._delivered_s: dict[Kind, float] = {}
+        self._delivered_s: dict[Modality, float] = {}
         self._watch = Watch()
         self._arrivals: deque[tuple[float, float]] = deque()
         self._tick: int | None = None
@@ -213,12 +212,16 @@ class StreamCore:
         if not isfinite(self._newest_s):
             self._tick = self._first_tick(arrived_s)
         self._feed(item)
+        # What comes late by less still finds its place.
+        self._follow(min(arrived_s, self.next_tick_s or arrived_s) - DISORDER_S)
 
     def advance(self, time_s: float) -> Iterator[Affect]:
         """The results up to ``time_s``, which may lie beyond the newest input."""
         while self._tick is not None and (tick_s := self._tick * self._hop_s) <= time_s + _TIME_EPS:
             self._tick += 1
             yield from self._result(tick_s)
+        if self._tick is not None:
+            self._follow(time_s)
 
     def skip_to(self, time_s: float) -> int:
         """Leave out all but the last of the results up to ``time_s``; how many."""
@@ -227,7 +230,15 @@ class StreamCore:
         last = floor((time_s + _TIME_EPS) / self._hop_s)
         skipped = max(0, last - self._tick)
         self._tick += skipped
+        if skipped:
+            self._mode.skip(self._tick * self._hop_s)
         return skipped
+
+    def _follow(self, time_s: float) -> None:
+        try:
+            self._mode.follow(time_s)
+        except AffectError as error:
+            self.report(time_s, error.code, error.message)
 
     def _follow_clock(self, item: Input) -> None:
         """When the clock was set, forward or back: the next result is the first one after ``item``."""
@@ -261,8 +272,8 @@ class StreamCore:
             if item.kind == "words" and item.end_s < self._newest_s - self._mode.keep_s:
                 raise AffectError(
                     "text.backwards_time",
-                    f"text: a word of {item.end_s:.3f} s came at {self._newest_s:.3f} s, and no window holds "
-                    f"it any more; push words when they are said",
+                    f"text: a word of {item.end_s:.3f} s came at {self._newest_s:.3f} s, too late for any "
+                    f"result; push words when they are said",
                 )
             item.feed(self._mode.timeline)
         except AffectError as error:
@@ -271,7 +282,8 @@ class StreamCore:
             self._arrivals.append((item.start_s, item.arrived_at))
         # Time goes on with what fails, too: results then tell why they rest on less.
         self._newest_s = max(self._newest_s, item.end_s)
-        self._delivered_s[item.kind] = max(self._delivered_s.get(item.kind, -inf), item.end_s)
+        delivered_s = self._delivered_s.get(item.modality, -inf)
+        self._delivered_s[item.modality] = max(delivered_s, item.end_s)
         self._events.extend(self._watch.delivered(item.modality, item.end_s))
 
     def _result(self, time_s: float) -> Iterator[Affect]:

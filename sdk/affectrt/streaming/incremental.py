@@ -19,11 +19,11 @@ from affectrt.affect import MODALITIES, Affect, Modality
 from affectrt.backends import FloatArray
 from affectrt.backends.causal import CausalFusion, CausalState
 from affectrt.encoders import Encoders
+from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word
 from affectrt.profiling import StageTimer
-from affectrt.streaming.inputs import Kind
-from affectrt.timeline import DISORDER_S, FACE_HOLD_S, PushedRows
+from affectrt.timeline import FACE_HOLD_S, PushedRows
 
 if TYPE_CHECKING:
     from affectrt.features.causal_audio import CausalAudioFeatures
@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 
 MAX_PAUSE_S = 600.0
 """After a longer time without results the model goes on from where it was, without the ticks in between."""
+
+CONTEXT_S = 10.0
+"""Words are read with those that ended so long before the tick at which they come, as far as the encoder
+takes them."""
+
+LATE_WORD_S = 60.0
+"""Words that come later than this after they were said are refused."""
+
+LARGEST = 1e15
+"""Rows hold smaller numbers."""
 
 PATIENCE_S = 1.5
 """Sound or pictures that lag more than this behind other inputs have stopped: results go on without them.
@@ -61,45 +71,70 @@ class CausalTimeline:
     def push_word(self, word: Word) -> None:
         """As :class:`~affectrt.timeline.Intake`. One that comes late counts from the next tick on."""
         _ = self._encoders.text
-        self._waiting.append(word)
-        self._begin(word.start_s)
+        if "text" not in self._pushed:
+            self._waiting.append(word)
+        self._begin(word.end_s)
 
     def push_audio(self, pcm: npt.ArrayLike, sample_rate_hz: int, start_s: float) -> None:
         """As :class:`~affectrt.timeline.Intake`."""
+        self._begin(start_s)
+        if "audio" in self._pushed:
+            return
         with self._timer.stage("audio features"):
             if self._audio is None:
                 self._audio = self._encoders.new_causal_audio(self._context_rows)
             self._audio.push_audio(pcm, sample_rate_hz, start_s)
-        self._begin(start_s)
 
     def end_audio(self) -> None:
-        """As :class:`~affectrt.timeline.Intake`; the last 20 ms at most make no state."""
+        """As :class:`~affectrt.timeline.Intake`: nothing, as states wait for more sound than a resampler
+        holds back."""
 
     def push_frame(self, frame: npt.NDArray[np.uint8], time_s: float) -> None:
         """As :class:`~affectrt.timeline.Intake`."""
+        self._begin(time_s)
+        if "vision" in self._pushed:
+            return
         with self._timer.stage("face tracking"):
             if self._vision is None:
                 self._vision = self._encoders.new_vision(self._window_s)
             self._vision.push_frame(frame, time_s)
-        self._begin(time_s)
 
     def push_features(self, sequence: FeatureSequence) -> None:
-        """As :class:`~affectrt.timeline.Intake`. Rows of text count as words do."""
+        """As :class:`~affectrt.timeline.Intake`. Rows of text count as words do.
+
+        Raises ``features.range``, too: what the kernels can't take would cost the tick that it enters.
+        """
+        if len(sequence) and float(np.abs(sequence.values).max()) >= LARGEST:
+            raise AffectError(
+                "features.range",
+                f"{sequence.modality} features: expected numbers below {LARGEST:g}, got "
+                f"{np.abs(sequence.values).max():.3g}; scale the rows as in training",
+            )
         self._pushed.push(sequence)
         if len(sequence):
             self._begin(float(sequence.times_s[0]))
+        # They stand for their modality from now on: nothing is kept that nobody will ask for.
+        if "text" in self._pushed:
+            self._waiting, self._said = [], []
+        if "audio" in self._pushed:
+            self._audio = None
+        if "vision" in self._pushed:
+            self._vision = None
 
     def text(self, time_s: float) -> FloatArray | None:
         """What was said by then and not given yet: (dim,), None without a word."""
         if "text" in self._pushed:
             rows = self._take_pushed("text", time_s)
-            return rows.values.mean(axis=0) if len(rows) else None
+            if not len(rows):
+                return None
+            self._sensed("text", time_s)
+            return np.asarray(rows.values.mean(axis=0), np.float32)
         fresh = sorted((w for w in self._waiting if w.end_s <= time_s), key=lambda w: w.end_s)
         if not fresh:
             return None
         self._waiting = [w for w in self._waiting if w.end_s > time_s]
-        self._said = [w for w in self._said if w.end_s > time_s - self._window_s] + fresh
-        self._sensed("text", fresh[-1].end_s)
+        self._said = [w for w in self._said if w.end_s > time_s - CONTEXT_S] + fresh
+        self._sensed("text", time_s)
         with self._timer.stage("text encoder"):
             return self._encoders.text.newest(self._said, len(fresh))
 
@@ -158,32 +193,49 @@ class IncrementalMode:
         self._spec = fusion.spec
         self._timer = timer
         self.timeline = CausalTimeline(model.encoders, fusion, timer)
-        self.keep_s = fusion.window_s + 2.0 * DISORDER_S
+        self.keep_s = LATE_WORD_S
+        self._awaited = [m for m in model.manifest.modalities if m != "text"]
         self._whole = fusion.start()
         self._without: dict[Modality, CausalState] = {m: fusion.start() for m in model.manifest.modalities}
         self._tick: int | None = None
         self._answer: tuple[float, FloatArray] = (0.0, np.zeros(0, np.float32))
         self._left: dict[Modality, float] = {}
 
-    def due_s(self, newest_s: float, delivered_s: Mapping[Kind, float]) -> float:
+    def due_s(self, newest_s: float, delivered_s: Mapping[Modality, float]) -> float:
         """As :class:`~affectrt.streaming.mode.Mode`: answers are final, so they wait for sound and pictures
-        that are behind, for :data:`PATIENCE_S`."""
-        come_s = [delivered_s.get(kind, -inf) for kind in ("audio", "frames")]
+        that are behind or have not begun, for :data:`PATIENCE_S`."""
+        before_s = self.timeline.start_s - self._spec.tick_s
+        come_s = [delivered_s.get(modality, before_s) for modality in self._awaited]
         return min((s for s in come_s if s > newest_s - PATIENCE_S), default=newest_s)
+
+    def follow(self, time_s: float) -> None:
+        """As :class:`~affectrt.streaming.mode.Mode`: the ticks up to then. Raises ``stream.input``."""
+        last = floor((time_s + _TIME_EPS) / self._spec.tick_s)
+        if self._tick is None:
+            if self.timeline.start_s > time_s:
+                return
+            self._tick = floor(self.timeline.start_s / self._spec.tick_s)
+        if last - self._tick > MAX_PAUSE_S / self._spec.tick_s:
+            self._tick = last
+        while self._tick <= last:
+            tick_s = self._tick * self._spec.tick_s
+            self._tick += 1
+            self._step(tick_s)
+
+    def skip(self, time_s: float) -> None:
+        """As :class:`~affectrt.streaming.mode.Mode`: what waits comes all in one tick."""
+        if self._tick is not None:
+            self._tick = max(self._tick, floor((time_s + _TIME_EPS) / self._spec.tick_s))
 
     def result(self, time_s: float, captured_at: float) -> Affect:
         """As :class:`~affectrt.streaming.mode.Mode`: the answer of the last tick by then.
 
-        Raises ``model.not_finite``.
+        Raises ``model.not_finite`` and ``stream.input``.
         """
-        last = floor((time_s + _TIME_EPS) / self._spec.tick_s)
-        if self._tick is None:
-            self._tick = min(last, floor(min(self.timeline.start_s, time_s) / self._spec.tick_s))
-        if last - self._tick > MAX_PAUSE_S / self._spec.tick_s:
-            self._tick = last
-        while self._tick <= last:
-            self._step(self._tick * self._spec.tick_s)
-            self._tick += 1
+        self.follow(time_s)
+        if not len(self._answer[1]):  # an end before the first tick
+            self._tick = floor((time_s + _TIME_EPS) / self._spec.tick_s)
+            self.follow(time_s)
         present = self.timeline.present(time_s)
         sentiment, logits = self._answer
         sentiments = [sentiment, *(self._left[m] for m in present)]

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from affectrt.affect import Affect
+from affectrt.affect import Affect, Modality
 from affectrt.profiling import StageTimer
-from affectrt.streaming.inputs import Kind
 from affectrt.timeline import Intake, Timeline
 
 if TYPE_CHECKING:
@@ -35,8 +34,16 @@ class Mode(Protocol):
         """How far behind the newest input a word still counts."""
         ...
 
-    def due_s(self, newest_s: float, delivered_s: Mapping[Kind, float]) -> float:
-        """Up to when results of a recording are due, given the newest time of all and of each kind."""
+    def due_s(self, newest_s: float, delivered_s: Mapping[Modality, float]) -> float:
+        """Up to when results of a recording are due, given the newest time of all and of each modality."""
+        ...
+
+    def follow(self, time_s: float) -> None:
+        """No result up to ``time_s`` will be asked for any more: what has come may be worked off."""
+        ...
+
+    def skip(self, time_s: float) -> None:
+        """Time is short: go on at ``time_s`` at once."""
         ...
 
     def result(self, time_s: float, captured_at: float) -> Affect:
@@ -54,9 +61,15 @@ class WindowMode:
         self.keep_s = keep_s
         self.timeline = Timeline(model.encoders, window_s=window_s, keep_s=keep_s, timer=timer)
 
-    def due_s(self, newest_s: float, delivered_s: Mapping[Kind, float]) -> float:
+    def due_s(self, newest_s: float, delivered_s: Mapping[Modality, float]) -> float:
         """As :class:`Mode`: all of them. What comes after later inputs still counts in the next windows."""
         return newest_s
+
+    def follow(self, time_s: float) -> None:
+        """As :class:`Mode`: nothing is computed between results."""
+
+    def skip(self, time_s: float) -> None:
+        """As :class:`Mode`: every result is computed anew."""
 
     def result(self, time_s: float, captured_at: float) -> Affect:
         """As :class:`Mode`. Raises as :meth:`affectrt.model.Model.fuse`."""
