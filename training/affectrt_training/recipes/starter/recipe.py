@@ -30,7 +30,7 @@ from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter import FUSIONS
 from affectrt_training.recipes.starter.banks import Encoders, Item, Sample, clip_samples
 from affectrt_training.recipes.starter.calibrate import calibrate, composed, only, patterns
-from affectrt_training.recipes.starter.card import write_card
+from affectrt_training.recipes.starter.card import check_card, write_card
 from affectrt_training.recipes.starter.causal import (
     CausalRecipe,
     describe,
@@ -97,7 +97,8 @@ def train_starter(
     they are; such a stage is not trained again unless it is named in ``restart`` or what it was trained from
     is another (:func:`~.stages.done`), so a training that was interrupted goes on with the stage it was in.
     Returns the validation scores, by set, of what was not kept. Raises before anything is trained:
-    ``data.not_found``, and as :func:`read_parts`.
+    ``data.not_found``, ``weights.card`` when the kept model card has no places for its tables, and as
+    :func:`read_parts`.
     """
     if not data.is_dir():
         raise AffectError(
@@ -108,6 +109,9 @@ def train_starter(
         reader(data, "train")
 
     kept = read_kept(keep) if keep else Kept({}, {})
+    card = kept.meta.get("model_card")
+    if card:
+        check_card(card)
     parts = done(runs, restart, kept.parts)
     windows_kept, ticks_kept = (n in kept.parts and parts.get(n) is kept.parts[n] for n in FUSIONS)
     print(*outlook(runs, restart, parts), sep="\n", flush=True)
@@ -142,8 +146,8 @@ def train_starter(
         told = {**told, "causal": describe(model, heard, moments, seed)}
         scores |= {f"ticks, {name}": found for name, found in told["causal"]["metrics"].items()}
     save_weights(parts, told, output)
-    if kept.meta.get("model_card"):
-        write_card(output, kept.meta["model_card"])
+    if card:
+        write_card(output, card)
     return scores
 
 
