@@ -34,15 +34,14 @@ from affectrt_training.recipes.starter.causal import (
     train_causal,
 )
 from affectrt_training.recipes.starter.compose import Mixture, Person, Sources
+from affectrt_training.recipes.starter.courses import Courses, lay
 from affectrt_training.recipes.starter.fusion import dims, score
 from affectrt_training.recipes.starter.moments import (
     SETTLED_S,
     TICK_S,
     Course,
-    Courses,
     Moment,
     collate,
-    lay,
     tick_at,
     tick_labels,
 )

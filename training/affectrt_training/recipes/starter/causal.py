@@ -21,6 +21,7 @@ from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter.banks import Item
 from affectrt_training.recipes.starter.calibrate import calibrate, composed, only, patterns
 from affectrt_training.recipes.starter.compose import Mixture, Person, Sources
+from affectrt_training.recipes.starter.courses import Courses, lay
 from affectrt_training.recipes.starter.fit import fit
 from affectrt_training.recipes.starter.fusion import (
     SELECTED_BY,
@@ -31,15 +32,7 @@ from affectrt_training.recipes.starter.fusion import (
     score,
     smoothed,
 )
-from affectrt_training.recipes.starter.moments import (
-    SETTLED_S,
-    TICK_S,
-    Course,
-    Courses,
-    Moment,
-    collate,
-    lay,
-)
+from affectrt_training.recipes.starter.moments import SETTLED_S, TICK_S, Course, Moment, collate
 from affectrt_training.recipes.starter.tracks import Track
 
 AT_ONCE = " at once"
