@@ -253,6 +253,21 @@ def test_courses_are_streams(sources: Sources[Track]) -> None:
     assert sum(len(batch["lengths"]) for batch in batches) == sum(vars(MIXTURE).values())
 
 
+def test_now_and_then_nothing_lasts_long(sources: Sources[Track]) -> None:
+    """As docs/starter.md says: up to two seconds or twelve before, one and a half or six in between.
+
+    Evidence comes a little later: modalities begin within half a second, and a word is known when it is over.
+    """
+    courses = Courses(sources, _clips(sources), MIXTURE, 16, dims(CONFIG), seed=0)
+    drawn = [courses.draw("faces").moments for _ in range(600)]
+    before = np.array([first.begins_s for first, *_ in drawn])
+    between = np.array([b.begins_s - a.ends_s for a, b in (m for m in drawn if len(m) == 2)])
+    for nothing, mostly, most, share in ((before, 2.5, 12.5, 0.05), (between, 2.5, 8.5, 0.15)):
+        longer = (nothing > mostly).mean()
+        assert share / 4 < longer < 2 * share and nothing.max() < most
+    assert before.max() > 9.0 and between.max() > 5.0 and 0.4 < len(between) / len(drawn) < 0.6
+
+
 def test_who_feels_but_one_thing_is_not_followed(sources: Sources[Track]) -> None:
     joyful = [item for item in sources.voices if item.emotion[JOY] == 1.0]
     only = Mixture(mosi=0, sst=0, named_text=0, voices=9, faces=0, clips=0, composed=0)
