@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from affectrt.affect import EMOTIONS, Modality
+from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.features.causal_audio import CausalAudioFeatures
 from affectrt.features.log_mel import AudioConfig, log_mel
 from affectrt.features.sequence import FloatArray
@@ -26,6 +26,7 @@ from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCmaConfig
 from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter.banks import Encoders, Item
+from affectrt_training.recipes.starter.calibrate import AT_ONCE, calibrate_on
 from affectrt_training.recipes.starter.causal import (
     CausalRecipe,
     inputs,
@@ -35,7 +36,7 @@ from affectrt_training.recipes.starter.causal import (
 )
 from affectrt_training.recipes.starter.compose import Mixture, Person, Sources
 from affectrt_training.recipes.starter.courses import Courses, lay
-from affectrt_training.recipes.starter.fusion import dims, score
+from affectrt_training.recipes.starter.fusion import Predictions, dims, score
 from affectrt_training.recipes.starter.moments import (
     SETTLED_S,
     TICK_S,
@@ -331,6 +332,23 @@ def test_padding_and_batching_change_nothing(sources: Sources[Track]) -> None:
         torch.testing.assert_close(
             together.logits[index], predict(model, [moment]).logits[0], atol=1e-5, rtol=0
         )
+
+
+def test_confidence_rests_on_words_as_they_come_and_at_once(sources: Sources[Track]) -> None:
+    def rated(sentiment: float) -> list[Moment]:
+        return [_moment("text", [0.5], JOY, sentiment)] * 10
+
+    heard, seen = ([_moment(m, [0.5], JOY)] for m in MODALITIES[1:])
+    words = {"mosi": rated(1.0), "meld": rated(1.0)}
+    sets = {**words, "ravdess": heard, "emodb": heard, "ferplus": seen}
+
+    def says_nothing(moments: list[Moment]) -> Predictions:
+        return Predictions(torch.zeros(len(moments)), torch.zeros(len(moments), len(EMOTIONS)))
+
+    found = calibrate_on(sets, says_nothing, sources, see, seed=0)
+    assert found["interval_half_width"]["text"] == found["interval_half_width"]["none"] == 1.0  # type: ignore[index]
+    found = calibrate_on({**sets, "mosi" + AT_ONCE: rated(2.5)}, says_nothing, sources, see, seed=0)
+    assert found["interval_half_width"]["text"] == 2.5  # type: ignore[index]
 
 
 # --- Weights ---------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from affectrt_training.models.ghrnn_cma import GhrnnCma
 from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter import FUSIONS
 from affectrt_training.recipes.starter.banks import Encoders, Item, Sample, clip_samples
-from affectrt_training.recipes.starter.calibrate import calibrate, composed, only, patterns
+from affectrt_training.recipes.starter.calibrate import calibrate_on, composed, only, patterns
 from affectrt_training.recipes.starter.card import check_card, write_card
 from affectrt_training.recipes.starter.causal import (
     CausalRecipe,
@@ -210,22 +210,6 @@ def meta(
     model: GhrnnCma, valid: Sources[Tensor], sets: dict[str, list[Sample]], recipe: StarterRecipe
 ) -> dict[str, Any]:
     """The weights' sidecar: what the bundle's manifest will say. Metrics join when a bundle is measured."""
-    alone: dict[str, frozenset[Modality]] = {m: frozenset({m}) for m in ("text", "audio", "vision")}
-    nothing = [Sample({}, s.emotion, s.sentiment) for s in sets["meld"]]
-    unsaid = [Sample({}, s.emotion, s.sentiment) for s in sets["mosi"]]
-    calibration = calibrate(
-        partial(predict, model),
-        valid,
-        sample_of,
-        named={
-            frozenset(): nothing,
-            alone["text"]: sets["meld"],
-            alone["audio"]: sets["ravdess"] + sets["emodb"],
-            alone["vision"]: sets["ferplus"],
-        },
-        rated={frozenset(): unsaid, alone["text"]: sets["mosi"]},
-        seed=recipe.seed,
-    )
     audio, vision = AudioConfig(), VisionConfig()
     return {
         "config": asdict(recipe.fusion.model),
@@ -235,7 +219,7 @@ def meta(
         "text": {"dim": recipe.fusion.model.text_dim, "max_tokens": MAX_TOKENS},
         "audio": {"dim": recipe.fusion.model.audio_dim, **asdict(audio)},
         "vision": {"dim": recipe.fusion.model.vision_dim, **asdict(vision)},
-        "calibration": calibration,
+        "calibration": calibrate_on(sets, partial(predict, model), valid, sample_of, recipe.seed),
         "window_s": WINDOW_S,
         "metrics": [],
         "licence": LICENCE,
