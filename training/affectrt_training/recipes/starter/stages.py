@@ -46,7 +46,7 @@ def outlook(runs: Path, restart: Container[str], parts: Container[str]) -> list[
     for name in STAGES:
         what = "already trained, kept" if name in parts else "to be trained"
         if name not in parts and name not in restart and best_weights(runs / name).is_file():
-            what += f"; what lies in {runs / name} was not trained from the weights of the stages above"
+            what += f"; what lies in {runs / name} is not known to be trained from these weights"
         lines.append(f"{name}: {what}")
     return lines
 
