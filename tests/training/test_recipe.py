@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -11,40 +13,89 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from affectrt_training.recipes.starter import STAGES
-from affectrt_training.recipes.starter.fit import SCORE, Stage, best_weights, fit
-from affectrt_training.recipes.starter.recipe import to_train
+from affectrt_training.recipes.starter import FUSIONS, STAGES
+from affectrt_training.recipes.starter.fit import SCORE, Stage, best_weights, fit, save_tensors
+from affectrt_training.recipes.starter.stages import Part, complete, done, outlook
+from affectrt_training.recipes.starter.weights import read_kept, save_weights
 
 
-def _finish(runs: Path, *names: str) -> None:
-    for name in names:
-        best_weights(runs / name).parent.mkdir(parents=True, exist_ok=True)
-        best_weights(runs / name).touch()
+def _finish(runs: Path, restart: Sequence[str] = (), kept: Mapping[str, Part] | None = None) -> list[str]:
+    """Run the recipe with random weights for training; returns what it trained."""
+    trained = []
+
+    def train(name: str) -> Path:
+        trained.append(name)
+        tensors = {"encoder.weight": torch.randn(2, 2), "encoder.count": torch.tensor(7)}
+        save_tensors(tensors, best_weights(runs / name))
+        return best_weights(runs / name)
+
+    parts = done(runs, restart, kept or {})
+    for name in STAGES:
+        complete(runs, parts, name, partial(train, name))
+    assert set(parts) == set(STAGES)
+    return trained
+
+
+def _whole(*names: str) -> dict[str, Part]:
+    return {name: {"weight": torch.randn(2, 2)} for name in names}
 
 
 def test_finished_stages_are_kept(tmp_path: Path) -> None:
-    assert to_train(tmp_path, []) == list(STAGES)
-    _finish(tmp_path, "text", "voice")
-    assert to_train(tmp_path, []) == ["face", "fusion", "causal"]
-    _finish(tmp_path, "face", "fusion")
-    assert to_train(tmp_path, []) == ["causal"]
-    _finish(tmp_path, "causal")
-    assert to_train(tmp_path, []) == []
-    assert to_train(tmp_path, ["fusion"]) == ["fusion"]
-    assert to_train(tmp_path, ["causal"]) == ["causal"]
+    assert _finish(tmp_path) == list(STAGES)
+    assert _finish(tmp_path) == []
+    assert _finish(tmp_path, ["causal"]) == ["causal"]
+    for name in ("face", "text"):
+        best_weights(tmp_path / name).unlink()
+        assert _finish(tmp_path) == [name, *FUSIONS]
+    assert _finish(tmp_path) == []
+
+
+def test_what_learned_from_a_stage_follows_it(tmp_path: Path) -> None:
+    _finish(tmp_path)
+    assert _finish(tmp_path, ["voice"]) == ["voice", "fusion", "causal"]
+    assert _finish(tmp_path, ["fusion"]) == ["fusion", "causal"]  # which begins with the fusion's weights
+    assert _finish(tmp_path) == []
 
 
 def test_whole_weights_stand_for_finished_stages(tmp_path: Path) -> None:
-    kept = STAGES[:4]
-    assert to_train(tmp_path, [], kept) == ["causal"]
-    assert to_train(tmp_path, [], STAGES) == []
-    assert to_train(tmp_path, ["fusion"], STAGES) == ["fusion"]
-    assert to_train(tmp_path, ["face"], STAGES) == ["face", "fusion", "causal"]
+    kept = _whole(*STAGES)
+    assert _finish(tmp_path, kept=kept) == []
+    assert _finish(tmp_path, ["fusion"], kept) == ["fusion"]
+    assert _finish(tmp_path, ["face"], kept) == ["face", "fusion", "causal"]
+    # A fusion whose encoders are not with it is of nobody knows which.
+    assert _finish(tmp_path / "other", kept=_whole("text", "fusion")) == list(STAGES[1:])
 
 
-def test_the_fusions_follow_their_encoders(tmp_path: Path) -> None:
-    _finish(tmp_path, *STAGES)
-    assert to_train(tmp_path, ["voice"]) == ["voice", "fusion", "causal"]
+def test_a_fusion_of_other_encoders_is_not_mixed_in(tmp_path: Path) -> None:
+    _finish(tmp_path)
+    kept = _whole(*STAGES[:4])
+    told = outlook(tmp_path, (), done(tmp_path, (), kept))
+    assert [line.partition(":")[2] for line in told[:4]] == [" already trained, kept"] * 4
+    assert told[4].startswith("causal: to be trained; what lies in") and "is not known" in told[4]
+    assert _finish(tmp_path, kept=kept) == ["causal"]
+    assert _finish(tmp_path, kept=kept) == []
+    assert _finish(tmp_path, kept={**kept, **_whole("fusion")}) == ["causal"]
+    assert _finish(tmp_path) == ["causal"]
+
+
+def test_weights_saved_and_kept_are_the_same_encoders(tmp_path: Path) -> None:
+    _finish(tmp_path)
+    parts, whole = done(tmp_path, (), {}), tmp_path / "whole.safetensors"
+    save_weights(parts, {}, whole)
+    kept = {name: part for name, part in read_kept(whole).parts.items() if name != "causal"}
+    assert done(tmp_path, (), kept).keys() == set(STAGES)
+
+
+def test_a_fusion_that_was_broken_off_vouches_for_nothing(tmp_path: Path) -> None:
+    _finish(tmp_path)
+
+    def breaks() -> Path:
+        save_tensors({"encoder.weight": torch.ones(2, 2)}, best_weights(tmp_path / "fusion"))
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        complete(tmp_path, done(tmp_path, ["fusion"], {}), "fusion", breaks)
+    assert _finish(tmp_path) == ["fusion", "causal"]
 
 
 class _Counting(Stage):

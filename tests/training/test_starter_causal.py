@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from affectrt.affect import EMOTIONS, Modality
+from affectrt.affect import EMOTIONS, MODALITIES, Modality
 from affectrt.features.causal_audio import CausalAudioFeatures
 from affectrt.features.log_mel import AudioConfig, log_mel
 from affectrt.features.sequence import FloatArray
@@ -26,6 +26,7 @@ from affectrt_training.encoders.voice import VoiceEncoder, VoiceEncoderConfig
 from affectrt_training.models.ghrnn_cma import GhrnnCmaConfig
 from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter.banks import Encoders, Item
+from affectrt_training.recipes.starter.calibrate import AT_ONCE, calibrate_on
 from affectrt_training.recipes.starter.causal import (
     CausalRecipe,
     inputs,
@@ -34,15 +35,14 @@ from affectrt_training.recipes.starter.causal import (
     train_causal,
 )
 from affectrt_training.recipes.starter.compose import Mixture, Person, Sources
-from affectrt_training.recipes.starter.fusion import dims, score
+from affectrt_training.recipes.starter.courses import Courses, lay
+from affectrt_training.recipes.starter.fusion import Predictions, dims, score
 from affectrt_training.recipes.starter.moments import (
     SETTLED_S,
     TICK_S,
     Course,
-    Courses,
     Moment,
     collate,
-    lay,
     tick_at,
     tick_labels,
 )
@@ -254,6 +254,21 @@ def test_courses_are_streams(sources: Sources[Track]) -> None:
     assert sum(len(batch["lengths"]) for batch in batches) == sum(vars(MIXTURE).values())
 
 
+def test_now_and_then_nothing_lasts_long(sources: Sources[Track]) -> None:
+    """As docs/starter.md says: up to two seconds or twelve before, one and a half or six in between.
+
+    Evidence comes a little later: modalities begin within half a second, and a word is known when it is over.
+    """
+    courses = Courses(sources, _clips(sources), MIXTURE, 16, dims(CONFIG), seed=0)
+    drawn = [courses.draw("faces").moments for _ in range(600)]
+    before = np.array([first.begins_s for first, *_ in drawn])
+    between = np.array([b.begins_s - a.ends_s for a, b in (m for m in drawn if len(m) == 2)])
+    for nothing, mostly, most, share in ((before, 2.5, 12.5, 0.05), (between, 2.5, 8.5, 0.15)):
+        longer = (nothing > mostly).mean()
+        assert share / 4 < longer < 2 * share and nothing.max() < most
+    assert before.max() > 9.0 and between.max() > 5.0 and 0.4 < len(between) / len(drawn) < 0.6
+
+
 def test_who_feels_but_one_thing_is_not_followed(sources: Sources[Track]) -> None:
     joyful = [item for item in sources.voices if item.emotion[JOY] == 1.0]
     only = Mixture(mosi=0, sst=0, named_text=0, voices=9, faces=0, clips=0, composed=0)
@@ -317,6 +332,23 @@ def test_padding_and_batching_change_nothing(sources: Sources[Track]) -> None:
         torch.testing.assert_close(
             together.logits[index], predict(model, [moment]).logits[0], atol=1e-5, rtol=0
         )
+
+
+def test_confidence_rests_on_words_as_they_come_and_at_once(sources: Sources[Track]) -> None:
+    def rated(sentiment: float) -> list[Moment]:
+        return [_moment("text", [0.5], JOY, sentiment)] * 10
+
+    heard, seen = ([_moment(m, [0.5], JOY)] for m in MODALITIES[1:])
+    words = {"mosi": rated(1.0), "meld": rated(1.0)}
+    sets = {**words, "ravdess": heard, "emodb": heard, "ferplus": seen}
+
+    def says_nothing(moments: list[Moment]) -> Predictions:
+        return Predictions(torch.zeros(len(moments)), torch.zeros(len(moments), len(EMOTIONS)))
+
+    found = calibrate_on(sets, says_nothing, sources, see, seed=0)
+    assert found["interval_half_width"]["text"] == found["interval_half_width"]["none"] == 1.0  # type: ignore[index]
+    found = calibrate_on({**sets, "mosi" + AT_ONCE: rated(2.5)}, says_nothing, sources, see, seed=0)
+    assert found["interval_half_width"]["text"] == 2.5  # type: ignore[index]
 
 
 # --- Weights ---------------------------------------------------------------------------------------

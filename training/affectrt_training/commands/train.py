@@ -219,7 +219,7 @@ examples:
   affectrt train mulg --data pom.npz --label-range 1 7 --set training.lr=3e-4 model.layers=1 -o runs/small
   affectrt train mulg --data pom.npz --label-range 1 7 --resume          # after a power cut
   affectrt train --recipe starter --data ~/affect-data  # an hour or two on two cores; resumes by itself
-  affectrt train --recipe starter --restart fusion      # only that stage again
+  affectrt train --recipe starter --restart fusion      # again, and what learns from it
   affectrt train --recipe starter --keep old.safetensors --restart causal -o new.safetensors
 """,
 )

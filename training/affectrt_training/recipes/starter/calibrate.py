@@ -19,6 +19,9 @@ from affectrt_training.recipes.starter.fusion import Predictions
 COVERAGE = 0.9
 """Share of truths that intervals are made to hold."""
 
+AT_ONCE = " at once"
+"""Ends the names of validation sets whose words come together when all has been said."""
+
 PER_EMOTION = 100
 """Composed validation samples per emotion and pattern."""
 
@@ -104,3 +107,31 @@ def calibrate(
             half_width(sentiment, predict(samples).sentiment), widths.get(known, 0.0)
         )
     return {"coverage": COVERAGE, "temperature": temperature, "interval_half_width": widths}
+
+
+def calibrate_on(
+    sets: Mapping[str, list[S]],
+    predict: Callable[[list[S]], Predictions],
+    sources: Sources[V],
+    see: Callable[[Person[V], np.random.Generator], S],
+    seed: int,
+) -> dict[str, object]:
+    """As :func:`calibrate`, with the real samples of a fusion stage's validation sets."""
+    nothing, text, audio, vision = patterns()[:4]
+
+    def all_of(name: str) -> list[S]:
+        return [*sets[name], *sets.get(name + AT_ONCE, [])]
+
+    return calibrate(
+        predict,
+        sources,
+        see,
+        named={
+            nothing: only(sets["meld"], nothing),
+            text: all_of("meld"),
+            audio: [*sets["ravdess"], *sets["emodb"]],
+            vision: sets["ferplus"],
+        },
+        rated={nothing: only(sets["mosi"], nothing), text: all_of("mosi")},
+        seed=seed,
+    )

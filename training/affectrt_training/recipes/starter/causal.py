@@ -19,8 +19,9 @@ from affectrt_training.encoders.voice import VoiceEncoder
 from affectrt_training.models.ghrnn_cma import GhrnnCmaConfig
 from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
 from affectrt_training.recipes.starter.banks import Item
-from affectrt_training.recipes.starter.calibrate import calibrate, composed, only, patterns
+from affectrt_training.recipes.starter.calibrate import AT_ONCE, calibrate_on, composed, only, patterns
 from affectrt_training.recipes.starter.compose import Mixture, Person, Sources
+from affectrt_training.recipes.starter.courses import Courses, lay
 from affectrt_training.recipes.starter.fit import fit
 from affectrt_training.recipes.starter.fusion import (
     SELECTED_BY,
@@ -31,19 +32,8 @@ from affectrt_training.recipes.starter.fusion import (
     score,
     smoothed,
 )
-from affectrt_training.recipes.starter.moments import (
-    SETTLED_S,
-    TICK_S,
-    Course,
-    Courses,
-    Moment,
-    collate,
-    lay,
-)
+from affectrt_training.recipes.starter.moments import SETTLED_S, TICK_S, Course, Moment, collate
 from affectrt_training.recipes.starter.tracks import Track
-
-AT_ONCE = " at once"
-"""Ends the names of validation sets whose words come together when all has been said."""
 
 _HALVED = {name: (SELECTED_BY[name][0], SELECTED_BY[name][1] / 2) for name in ("mosi", "meld")}
 
@@ -201,26 +191,10 @@ def describe(
     def ask(moments: list[Moment]) -> Predictions:
         return predict(model, moments)
 
-    alone: dict[str, frozenset[Modality]] = {m: frozenset({m}) for m in ("text", "audio", "vision")}
-    nothing = only(sets["meld"], frozenset())
-    unsaid = only(sets["mosi"], frozenset())
-    calibration = calibrate(
-        ask,
-        valid,
-        see,
-        named={
-            frozenset(): nothing,
-            alone["text"]: [*sets["meld"], *sets["meld" + AT_ONCE]],
-            alone["audio"]: [*sets["ravdess"], *sets["emodb"]],
-            alone["vision"]: sets["ferplus"],
-        },
-        rated={frozenset(): unsaid, alone["text"]: [*sets["mosi"], *sets["mosi" + AT_ONCE]]},
-        seed=seed,
-    )
     return {
         "config": asdict(model.config),
         "tick_s": TICK_S,
         "audio_context_rows": VoiceEncoder.CONTEXT_ROWS,
-        "calibration": calibration,
+        "calibration": calibrate_on(sets, ask, valid, see, seed),
         "metrics": {name: score(moments, ask(moments)) for name, moments in sets.items()},
     }

@@ -28,7 +28,7 @@ from affectrt_training.data import text as corpora
 from affectrt_training.data.clips import acted_clips
 from affectrt_training.data.faces import ferplus
 from affectrt_training.data.voice import acted_speech
-from affectrt_training.recipes.starter.card import FIGURES, put_table, write_card
+from affectrt_training.recipes.starter.card import FIGURES, check_card, put_table, write_card
 from affectrt_training.recipes.starter.weights import CARD, COMMITTED, write_meta
 
 PEOPLE_PER_EMOTION = 60
@@ -176,7 +176,7 @@ def metrics_of(found: dict[str, dict[str, object]]) -> list[dict[str, object]]:
     ]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -193,13 +193,14 @@ def main() -> None:
         metavar="FILE",
         help="whose sidecar and card get the figures",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    beside = args.weights.with_name(CARD)
+    card = (beside if beside.is_file() else COMMITTED.with_name(CARD)).read_text(encoding="utf-8")
+    check_card(card)
     found = measure(args.bundle, args.data, args.manifests)
     meta = json.loads(args.weights.with_suffix(".json").read_text(encoding="utf-8"))
     write_meta({**meta, "metrics": metrics_of(found)}, args.weights)
-    card = args.weights.with_name(CARD)
-    text = (card if card.is_file() else COMMITTED.with_name(CARD)).read_text(encoding="utf-8")
-    write_card(args.weights, put_table(text, FIGURES, table(found)))
+    write_card(args.weights, put_table(card, FIGURES, table(found)))
     print(table(found))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from affectrt.affect import Modality
@@ -28,10 +27,10 @@ from affectrt_training.encoders.text import TextEncoder, TextSettings, minilm_fo
 from affectrt_training.encoders.voice import VoiceEncoder
 from affectrt_training.models.ghrnn_cma import GhrnnCma
 from affectrt_training.models.ghrnn_cma_causal import CausalGhrnnCma
-from affectrt_training.recipes.starter import FUSIONS, STAGES
+from affectrt_training.recipes.starter import FUSIONS
 from affectrt_training.recipes.starter.banks import Encoders, Item, Sample, clip_samples
-from affectrt_training.recipes.starter.calibrate import calibrate, composed, only, patterns
-from affectrt_training.recipes.starter.card import write_card
+from affectrt_training.recipes.starter.calibrate import calibrate_on, composed, only, patterns
+from affectrt_training.recipes.starter.card import check_card, write_card
 from affectrt_training.recipes.starter.causal import (
     CausalRecipe,
     describe,
@@ -40,7 +39,6 @@ from affectrt_training.recipes.starter.causal import (
 )
 from affectrt_training.recipes.starter.compose import Sources, sample_of
 from affectrt_training.recipes.starter.face import FaceRecipe, train_face
-from affectrt_training.recipes.starter.fit import best_weights
 from affectrt_training.recipes.starter.fusion import FusionRecipe, predict, score, train_fusion
 from affectrt_training.recipes.starter.moments import Moment
 from affectrt_training.recipes.starter.sources import (
@@ -51,9 +49,10 @@ from affectrt_training.recipes.starter.sources import (
     valid_sources,
     valid_tracks,
 )
+from affectrt_training.recipes.starter.stages import complete, done, outlook
 from affectrt_training.recipes.starter.text import TextRecipe, train_text
 from affectrt_training.recipes.starter.voice import VoiceRecipe, train_voice
-from affectrt_training.recipes.starter.weights import Kept, fill, read_kept, rounded, save_weights
+from affectrt_training.recipes.starter.weights import Kept, fill, read_kept, save_weights
 
 LICENCE = (
     "Research use only, non-commercial: trained on RAVDESS (CC BY-NC-SA 4.0) and FER2013 pixels, among others"
@@ -95,10 +94,11 @@ def train_starter(
     """Train what is not trained yet and write the weights to ``output``.
 
     ``runs`` keeps each finished stage's best weights, ``keep`` are whole weights whose parts are taken as
-    they are; such a stage is not trained again unless it is named in ``restart``, so a training that was
-    interrupted goes on with the stage it was in. Both fusions are also trained again when an encoder was.
-    Returns the validation scores, by set, of what was not kept. Raises ``data.not_found`` before anything is
-    trained, and as :func:`read_parts`.
+    they are; such a stage is not trained again unless it is named in ``restart`` or what it was trained from
+    is another (:func:`~.stages.done`), so a training that was interrupted goes on with the stage it was in.
+    Returns the validation scores, by set, of what was not kept. Raises before anything is trained:
+    ``data.not_found``, ``weights.card`` when the kept model card has no places for its tables, and as
+    :func:`read_parts`.
     """
     if not data.is_dir():
         raise AffectError(
@@ -109,68 +109,46 @@ def train_starter(
         reader(data, "train")
 
     kept = read_kept(keep) if keep else Kept({}, {})
-    anew = to_train(runs, restart, kept.parts)
-    for name in STAGES:
-        print(f"{name}: {'to be trained' if name in anew else 'already trained, kept'}", flush=True)
-
-    def stage(name: str, train: Callable[[], Path], prefix: str = "") -> dict[str, Tensor]:
-        if name in kept.parts and name not in anew:
-            return kept.parts[name]
-        tensors = load_file(train() if name in anew else best_weights(runs / name))
-        return rounded({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    card = kept.meta.get("model_card")
+    if card:
+        check_card(card)
+    parts = done(runs, restart, kept.parts)
+    windows_kept, ticks_kept = (n in kept.parts and parts.get(n) is kept.parts[n] for n in FUSIONS)
+    print(*outlook(runs, restart, parts), sep="\n", flush=True)
+    stage = partial(complete, runs, parts)
 
     seed = recipe.seed
-    parts = {
-        "text": stage("text", lambda: train_text(data, runs / "text", recipe.text, seed)),
-        # The heads that trained these two are left behind.
-        "voice": stage("voice", lambda: train_voice(data, runs / "voice", recipe.voice, seed), "encoder."),
-        "face": stage("face", lambda: train_face(data, runs / "face", recipe.face, seed), "encoder."),
-    }
+    stage("text", lambda: train_text(data, runs / "text", recipe.text, seed))
+    stage("voice", lambda: train_voice(data, runs / "voice", recipe.voice, seed))
+    stage("face", lambda: train_face(data, runs / "face", recipe.face, seed))
     encoders = build_encoders(parts, recipe)
     told, scores = kept.meta, {}
-    if "fusion" in anew or "fusion" not in kept.parts:
+    if not windows_kept:
         valid = valid_sources(encoders, data, seed)
         clips = clip_samples(encoders, acted_clips(data, "valid"), 1, np.random.default_rng(seed))
         sets = validation_sets(valid, clips, seed)
-        parts["fusion"] = stage("fusion", lambda: _train_windows(encoders, data, runs, recipe, sets))
+        stage("fusion", lambda: _train_windows(encoders, data, runs, recipe, sets))
         window = GhrnnCma(recipe.fusion.model)
         fill(window, parts["fusion"], "fusion")
         window.eval().requires_grad_(False)
         causal = {"causal": kept.meta["causal"]} if "causal" in kept.meta else {}
         told = {**meta(window, valid, sets, recipe), **causal}
         scores = {name: score(samples, predict(window, samples)) for name, samples in sets.items()}
-    else:
-        parts["fusion"] = kept.parts["fusion"]
-    if "causal" in anew or "causal" not in kept.parts:
+    if not ticks_kept:
         heard = valid_tracks(encoders, data, seed)
         people = clip_people(encoders, data, "valid", 1, np.random.default_rng(seed))
         moments = validation_moments(heard, people, seed)
         start = parts["fusion"]
-        parts["causal"] = stage("causal", lambda: _train_ticks(encoders, data, runs, recipe, moments, start))
+        stage("causal", lambda: _train_ticks(encoders, data, runs, recipe, moments, start))
         model = CausalGhrnnCma(recipe.causal.model)
         fill(model, parts["causal"], "causal")
         model.eval().requires_grad_(False)
         told = {**told, "causal": describe(model, heard, moments, seed)}
         scores |= {f"ticks, {name}": found for name, found in told["causal"]["metrics"].items()}
-    else:
-        parts["causal"] = kept.parts["causal"]
     save_weights(parts, told, output)
-    if kept.meta.get("model_card"):
-        write_card(output, kept.meta["model_card"])
+    if card:
+        write_card(output, card)
     return scores
-
-
-def to_train(runs: Path, restart: Sequence[str], kept: Container[str] = ()) -> list[str]:
-    """The stages that are neither finished nor kept or are named in ``restart``, and both fusions if an
-    encoder is among them."""
-    anew = [
-        name
-        for name in STAGES
-        if name in restart or not (name in kept or best_weights(runs / name).is_file())
-    ]
-    if not set(anew) <= set(FUSIONS):
-        anew += [name for name in FUSIONS if name not in anew]
-    return anew
 
 
 def _train_windows(
@@ -232,22 +210,6 @@ def meta(
     model: GhrnnCma, valid: Sources[Tensor], sets: dict[str, list[Sample]], recipe: StarterRecipe
 ) -> dict[str, Any]:
     """The weights' sidecar: what the bundle's manifest will say. Metrics join when a bundle is measured."""
-    alone: dict[str, frozenset[Modality]] = {m: frozenset({m}) for m in ("text", "audio", "vision")}
-    nothing = [Sample({}, s.emotion, s.sentiment) for s in sets["meld"]]
-    unsaid = [Sample({}, s.emotion, s.sentiment) for s in sets["mosi"]]
-    calibration = calibrate(
-        partial(predict, model),
-        valid,
-        sample_of,
-        named={
-            frozenset(): nothing,
-            alone["text"]: sets["meld"],
-            alone["audio"]: sets["ravdess"] + sets["emodb"],
-            alone["vision"]: sets["ferplus"],
-        },
-        rated={frozenset(): unsaid, alone["text"]: sets["mosi"]},
-        seed=recipe.seed,
-    )
     audio, vision = AudioConfig(), VisionConfig()
     return {
         "config": asdict(recipe.fusion.model),
@@ -257,7 +219,7 @@ def meta(
         "text": {"dim": recipe.fusion.model.text_dim, "max_tokens": MAX_TOKENS},
         "audio": {"dim": recipe.fusion.model.audio_dim, **asdict(audio)},
         "vision": {"dim": recipe.fusion.model.vision_dim, **asdict(vision)},
-        "calibration": calibration,
+        "calibration": calibrate_on(sets, partial(predict, model), valid, sample_of, recipe.seed),
         "window_s": WINDOW_S,
         "metrics": [],
         "licence": LICENCE,
