@@ -380,6 +380,27 @@ def test_an_utterance_may_come_when_it_is_over(model: affectrt.Model) -> None:
     assert "text" in results[-1].present
 
 
+def test_results_come_also_when_nothing_could_be_taken(
+    model: affectrt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of refused inputs, and before the end of a word that takes seconds: nothing is present then."""
+    stream = core(model)
+    stream.push_word(Word("sooo", 0.2, 3.0))
+    results = stream.flush()
+    assert [affect.present for affect in results[:5]] == [frozenset()] * 5
+    assert results[-1].present == {"text"}
+
+    def refuse(timeline: CausalTimeline, word: Word) -> None:
+        raise AffectError("extra.missing", "text: no encoder")
+
+    monkeypatch.setattr(CausalTimeline, "push_word", refuse)
+    stream = core(model)
+    stream.push_word(Word("so", 0.2, 1.0))
+    results = stream.flush()
+    assert {event.code for affect in results for event in affect.events} == {"extra.missing"}
+    assert results[-1].time_s == pytest.approx(1.0) and not results[-1].present
+
+
 def test_a_long_pause_is_left_out(model: affectrt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[float] = []
     step = IncrementalMode._step

@@ -220,7 +220,7 @@ class StreamCore:
         while self._tick is not None and (tick_s := self._tick * self._hop_s) <= time_s + _TIME_EPS:
             self._tick += 1
             yield from self._result(tick_s)
-        if self._tick is not None:
+        if self._tick is not None and isfinite(time_s):
             self._follow(time_s)
 
     def skip_to(self, time_s: float) -> int:

@@ -206,7 +206,7 @@ class IncrementalMode:
         that are behind or have not begun, for :data:`PATIENCE_S`."""
         before_s = self.timeline.start_s - self._spec.tick_s
         come_s = [delivered_s.get(modality, before_s) for modality in self._awaited]
-        return min((s for s in come_s if s > newest_s - PATIENCE_S), default=newest_s)
+        return min([newest_s, *(s for s in come_s if s > newest_s - PATIENCE_S)])
 
     def follow(self, time_s: float) -> None:
         """As :class:`~affectrt.streaming.mode.Mode`: the ticks up to then. Raises ``stream.input``."""
@@ -233,7 +233,7 @@ class IncrementalMode:
         Raises ``model.not_finite`` and ``stream.input``.
         """
         self.follow(time_s)
-        if not len(self._answer[1]):  # an end before the first tick
+        if self._tick is None:  # nothing that came has begun yet, or all of it was refused
             self._tick = floor((time_s + _TIME_EPS) / self._spec.tick_s)
             self.follow(time_s)
         present = self.timeline.present(time_s)
