@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import threading
 import weakref
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 import affectrt
 from affectrt.affect import Affect
+from affectrt.benchmark_live import rss_bytes
 from affectrt.errors import AffectError
 from affectrt.features.sequence import FeatureSequence
 from affectrt.features.text import Word, words_of
@@ -634,6 +636,14 @@ def test_opening_and_closing_leaks_nothing(tiny_model: affectrt.Model) -> None:
     for _ in range(50):
         cycle()
     assert (threading.active_count(), files(), held()) == before
+    if "AFFECTRT_TEST_WHOLE" in os.environ:  # a minute
+        for _ in range(200):
+            cycle()
+        rss = rss_bytes()
+        for _ in range(1000):
+            cycle()
+        assert (threading.active_count(), files(), held()) == before
+        assert rss_bytes() <= 1.02 * rss
 
 
 def test_minutes_of_media_keep_memory_and_cost_flat(tiny_model: affectrt.Model) -> None:
