@@ -16,7 +16,7 @@ STARTER_SOURCES := $(wildcard training/affectrt_training/recipes/starter/weights
 NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-sanitize lint lint-python lint-wheel lint-cpp docs bench clean
+.PHONY: help demo test test-arm test-sanitize lint lint-python lint-wheel lint-cpp sanitized docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -74,6 +74,13 @@ lint-cpp: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/tests/native \
 	  -DAFFECTRT_MODULE=OFF -DAFFECTRT_TESTS=ON -DAFFECTRT_WERROR=ON >/dev/null
 	MAKEFLAGS= $(BIN)/cmake --build build/tests/native --parallel $$(nproc) >/dev/null
+
+# What tests/kernels/test_cpp.py compiles for longest, while mypy leaves a processor without work.
+sanitized: lint-cpp
+	$(BIN)/cmake -S . -B build/tests/sanitize -DAFFECTRT_TESTS=ON -DAFFECTRT_SANITIZE=ON \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
+	  -DPython_EXECUTABLE="$$($(BIN)/python -c 'import sys; print(sys.executable)')" >/dev/null
+	MAKEFLAGS= $(BIN)/cmake --build build/tests/sanitize --parallel $$(nproc) >/dev/null
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/make_cli.py
