@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -149,9 +150,10 @@ class ScoredStage(Stage, Generic[S]):
         super().__init__()
         self.valid, self.selected_by, self.lr, self.total_steps = valid, selected_by, lr, total_steps
 
+    @abstractmethod
     def predict(self, people: list[S]) -> Predictions:
         """What the model says of them."""
-        raise NotImplementedError
+        ...
 
     def validation_step(self, _: Any, __: int) -> None:
         """The sets are scored whole at the end of the epoch."""
