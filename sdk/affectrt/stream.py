@@ -7,8 +7,8 @@ read by :meth:`Stream.poll`, by iteration, by ``async for``, or go to a callback
 *live*: they are stamped by the stream's clock, which is zero when the stream is made, and from the first of
 them on results come by that clock, also when nothing else does. Where all inputs carry times of their own, in
 seconds on any one clock, a result is due once the newest time of any modality reaches it: push them in order
-of time. For files, :class:`affectrt.streaming.core.StreamCore` computes the same without a thread, and drops
-nothing.
+of time. Incremental results are final, so there they wait up to 1.5 s for sound and pictures that are behind.
+For files, :class:`affectrt.streaming.core.StreamCore` computes the same without a thread, and drops nothing.
 
 **Bounds.** What waits is bounded on both sides. Old pictures give way to new ones, then the oldest sound, and
 the oldest results when nobody reads; what was dropped is counted and told by an event of the next result.
